@@ -1,0 +1,1 @@
+"""How nodes talk: authenticated links, and calls over them (design notes: LINKS.md)."""

@@ -1,0 +1,374 @@
+"""PySyncObj, held by the reins: the only module that knows the Raft engine's name.
+
+The engine counts votes, keeps terms, appends and truncates, and decides what is committed. As shipped it also
+loses acknowledged writes in some twenty ways (design/strong-path.md §1), so it is driven by hand and gets to see
+only messages that raft_guard.py has checked. Taken over here: sending entries (flow control is raft_flow.py's),
+applying them (total, and never ahead of the disk), campaigning (PreVote), its journal, its clock and its dice.
+Left unused, with no way in: its sockets, pickle, snapshots, compaction, forwarding and membership changes.
+
+Its clock and journal factory are looked up in its module's globals. We load a copy of that module for ourselves
+and set them there: a pysyncobj that somebody else imports stays as it is, and each entry into the engine points
+the copy at the clock of the node it acts for, so that many nodes can live in one process on virtual time.
+
+Private names hold for one version only; another one is refused.
+"""
+
+import importlib.util
+from typing import Any, Final, Protocol
+from zlib import crc32
+
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+from pysyncobj.version import VERSION
+
+from raftspine.cluster import raft_frames as frames
+from raftspine.cluster.raft_types import GroupLog, RaftTiming, Row
+from raftspine.errors import Misuse
+from raftspine.model import NodeId
+from raftspine.ports import Clock, Entropy
+
+SUPPORTED: Final = "0.3.17"
+
+PRIVATE_NAMES: Final[dict[str, str]] = {
+    "_SyncObj__generateRaftTimeout": "overridden: chance comes from the node's Entropy",
+    "_SyncObj__connectedToAnyone": "overridden: asked when an election is due, so PreVote decides",
+    "_SyncObj__applyLogEntries": "overridden: applies what is committed and on disk, once",
+    "_SyncObj__sendAppendEntries": "overridden: notes that followers are to be addressed",
+    "_SyncObj__tryLogCompaction": "overridden: compaction is the host's",
+    "_SyncObj__onMessageReceived": "called: every message the guard let through",
+    "_SyncObj__setState": "called: to give leadership up",
+    "_SyncObj__raftState": "read: follower, candidate or leader",
+    "_SyncObj__raftLeader": "read and cleared: whom this node follows",
+    "_SyncObj__raftCurrentTerm": "read",
+    "_SyncObj__raftCommitIndex": "read; set at start and after a snapshot",
+    "_SyncObj__raftLastApplied": "read; advanced by the apply loop, at start and after a snapshot",
+    "_SyncObj__raftMatchIndex": "read: what each follower has acknowledged",
+    "_SyncObj__raftElectionDeadline": "read, and drawn nearer at start",
+    "_SyncObj__newAppendEntriesTime": "set: the host decides when heartbeats leave",
+    "_SyncObj__noopIDx": "read: the first entry of an own term",
+}
+"""Every private name of the engine that is touched, and how. Nothing else may be."""
+
+REGULAR: Final = b"\x00"
+NO_OP: Final = b"\x01"
+"""First byte of a command, as the engine writes it."""
+
+_FOLLOWER, _CANDIDATE, _LEADER = 0, 1, 2
+
+
+def require_version(version: str = VERSION) -> None:
+    """Raises Misuse unless `version` is the one whose internals the table describes."""
+    if version != SUPPORTED:
+        raise Misuse(
+            f"pysyncobj {version} is installed, but the Raft safety rules are proven for {SUPPORTED} only; "
+            f"install pysyncobj=={SUPPORTED}"
+        )
+
+
+class _NoPickle:
+    """Stands where the engine looks for pickle: nothing here may be pickled, least of all from the wire."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"pickle.{name} was reached inside the Raft engine")
+
+
+def _private_copy() -> Any:
+    spec = importlib.util.find_spec("pysyncobj.syncobj")
+    assert spec is not None and spec.loader is not None
+    copy: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    copy.createJournal = lambda journal: journal
+    copy.pickle = _NoPickle()
+    return copy
+
+
+_core = _private_copy()
+
+
+class Driver(Protocol):
+    """Who drives one engine; asked and told by it."""
+
+    def may_campaign(self) -> bool: ...
+    def forced(self) -> bool:
+        """Whether the present campaign was asked for by the old leader."""
+        ...
+
+    def apply(self, index: int, term: int, command: bytes) -> bool:
+        """Apply one entry; False to stop before it."""
+        ...
+
+    def emit(self, peer: NodeId, kind: int, term: int, *fields: Any) -> None: ...
+
+
+class _Peer(Node):  # type: ignore[misc]
+    """A node whose hash does not vary from run to run: the engine walks sets of these."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._hash = crc32(name.encode())
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+class _Gate(Transport):  # type: ignore[misc]
+    """The engine's way out: its messages become frames. Answers to appends are raft_guard.py's to give."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(None, None, None)
+        self._driver = driver
+
+    def send(self, node: Any, message: dict[str, Any]) -> bool:
+        kind, emit = message["type"], self._driver.emit
+        if kind == "request_vote":
+            last, last_term = message["last_log_index"], message["last_log_term"]
+            emit(node.id, frames.VOTE, message["term"], last, last_term, self._driver.forced())
+        elif kind == "response_vote":
+            emit(node.id, frames.VOTED, message["term"])
+        elif kind == "timeout_now":
+            emit(node.id, frames.TIMEOUT_NOW, message["term"])
+        elif kind != "next_node_idx":
+            raise RuntimeError(f"the Raft engine sent {kind!r}, which no path leads to")
+        return True
+
+
+class _NoPoller:
+    """The engine polls its sockets at the end of each tick; it has none."""
+
+    def poll(self, timeout: float) -> None:
+        pass
+
+
+class _EngineLog:
+    """A GroupLog under the names the engine calls its journal by."""
+
+    def __init__(self, log: GroupLog) -> None:
+        self._log = log
+        self.setCurrentTerm = log.set_term
+        self.add = log.append
+
+    def __len__(self) -> int:
+        return len(self._log.rows)
+
+    def __getitem__(self, item: Any) -> Any:
+        return self._log.rows[item]
+
+    def deleteEntriesFrom(self, offset: int) -> None:
+        self._log.truncate(self._log.base + offset)
+
+    def getCurrentTerm(self) -> int:
+        return self._log.term
+
+    def getVotedForNodeId(self) -> str | None:
+        return self._log.vote
+
+    def getRaftCommitIndex(self) -> int:
+        return self._log.base
+
+    def setRaftCommitIndex(self, index: int) -> None:
+        """The commit index is not stored: it starts at the state machine's position."""
+
+    def onOneSecondTimer(self) -> None:
+        """Nothing is written by the clock; the host commits each turn."""
+
+
+class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
+    """One group's engine. `applied` is where its state machine stands; entries up to there are committed."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        log: GroupLog,
+        applied: int,
+        driver: Driver,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        timing: RaftTiming,
+        apply_entries: int,
+    ) -> None:
+        require_version()
+        self._now = clock.monotonic
+        self._chance = entropy.random
+        self._timing = timing
+        self._log = log
+        self._driver = driver
+        self._apply_entries = apply_entries
+        self._peers = {voter: _Peer(voter) for voter in log.voters}
+        self.wants_beat = False
+        """Followers are to be addressed now, not only at the next heartbeat; taken back by the driver."""
+        conf = _core.SyncObjConf(
+            autoTick=False,
+            journalFile=_EngineLog(log),
+            raftMinTimeout=timing.election_min_ms / 1000,
+            raftMaxTimeout=timing.election_max_ms / 1000,
+            connectionTimeout=timing.election_max_ms / 1000,
+            appendEntriesPeriod=timing.heartbeat_ms / 1000,
+            leaderFallbackTimeout=timing.check_quorum_ms / 1000,
+        )
+        others = [peer for voter, peer in self._peers.items() if voter != me]
+        self._enter()
+        super().__init__(self._peers[me], others, conf=conf, nodeClass=_Peer, transport=_Gate(driver))
+        self._poller = _NoPoller()
+        self._SyncObj__newAppendEntriesTime = float("inf")
+        self._start_at(applied)
+        self._first_deadline(me)
+
+    def _start_at(self, applied: int) -> None:
+        self._SyncObj__raftCommitIndex = applied
+        self._SyncObj__raftLastApplied = applied
+
+    def _first_deadline(self, me: NodeId) -> None:
+        """Spread leadership from the start: the preferred replica campaigns first. A sole voter need not wait."""
+        if len(self._peers) == 1:
+            self._SyncObj__raftElectionDeadline = self._now()
+        elif self._log.voters[0] == me:
+            share = 0.1 + 0.3 * self._chance()
+            self._SyncObj__raftElectionDeadline = self._now() + share * self._timing.election_min_ms / 1000
+
+    def _enter(self) -> None:
+        """Point the engine at this node's clock; first thing at every entry."""
+        _core.monotonicTime = self._now
+
+    # ── facts ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def term(self) -> int:
+        return int(self._SyncObj__raftCurrentTerm)
+
+    @property
+    def commit(self) -> int:
+        return int(self._SyncObj__raftCommitIndex)
+
+    @property
+    def applied(self) -> int:
+        return int(self._SyncObj__raftLastApplied)
+
+    @property
+    def leads(self) -> bool:
+        return bool(self._SyncObj__raftState == _LEADER)
+
+    @property
+    def campaigns(self) -> bool:
+        return bool(self._SyncObj__raftState == _CANDIDATE)
+
+    @property
+    def leader(self) -> NodeId | None:
+        node = self._SyncObj__raftLeader
+        return None if node is None else node.id
+
+    @property
+    def own_term_index(self) -> int:
+        """Index of the first entry of the term this node leads."""
+        return int(self._SyncObj__noopIDx or 0)
+
+    @property
+    def election_due(self) -> bool:
+        return bool(self._SyncObj__raftElectionDeadline < self._now())
+
+    def match(self, peer: NodeId) -> int:
+        """Highest index this follower has acknowledged in the present term."""
+        return int(self._SyncObj__raftMatchIndex.get(self._peers[peer], 0))
+
+    # ── being driven ───────────────────────────────────────────────────────────────────────────────────────
+
+    def turn(self) -> None:
+        """Start an election that is due, advance the commit index, check the quorum, apply."""
+        self._enter()
+        self.doTick(0)
+
+    def propose(self, payload: bytes) -> int:
+        """At the leader: append one entry; returns its index."""
+        self._enter()
+        self._applyCommand(REGULAR + payload, None)
+        self._checkCommandsToApply()
+        return self._log.last
+
+    def resign(self) -> None:
+        """Stop leading, in the same term. What was appended may still be committed by a successor."""
+        self._enter()
+        self._SyncObj__setState(_FOLLOWER)
+        self._SyncObj__raftLeader = None
+
+    def hand_over(self, peer: NodeId) -> None:
+        """Ask a follower that has everything to campaign at once. The engine refuses when it has not."""
+        self._enter()
+        self.transferLeadership(self._peers[peer])
+
+    def jump(self, index: int) -> None:
+        """The state machine was replaced by a snapshot at `index`, and the log's base moved there."""
+        self._SyncObj__raftLastApplied = index
+        self._SyncObj__raftCommitIndex = max(self.commit, index)
+
+    # ── messages, checked by the guard ─────────────────────────────────────────────────────────────────────
+
+    def adopt(self, term: int, source: NodeId) -> None:
+        """Learn of a higher term without voting: told as a candidate whose log is behind every other."""
+        self._tell(source, {"type": "request_vote", "term": term, "last_log_index": 0, "last_log_term": -1})
+
+    def follow(self, source: NodeId, term: int, commit: int) -> None:
+        """Hear the leader; `commit` must be an index this log is proven to share with it."""
+        self._tell(source, {"type": "append_entries", "term": term, "commit_index": commit})
+
+    def store(self, source: NodeId, term: int, commit: int, previous: int, entries: list[Row]) -> None:
+        """Append entries behind `previous`, cutting what contradicts them."""
+        message = {
+            "type": "append_entries",
+            "term": term,
+            "commit_index": commit,
+            "prevLogIdx": previous,
+            "prevLogTerm": self._log.term_at(previous),
+            "entries": entries,
+        }
+        self._tell(source, message)
+
+    def acknowledged(self, source: NodeId, index: int) -> None:
+        """A follower holds everything up to `index`, proven in this term."""
+        answer = {"type": "next_node_idx", "reset": False, "success": True, "next_node_idx": index + 1}
+        self._tell(source, answer)
+
+    def heard(self, source: NodeId) -> None:
+        """A follower is alive and in this term; counts for the quorum check."""
+        self._tell(source, {"type": "next_node_idx", "reset": False, "success": False, "next_node_idx": 0})
+
+    def vote_wanted(self, source: NodeId, term: int, last: int, last_term: int) -> None:
+        message = {"type": "request_vote", "term": term, "last_log_index": last, "last_log_term": last_term}
+        self._tell(source, message)
+
+    def vote_given(self, source: NodeId, term: int) -> None:
+        self._tell(source, {"type": "response_vote", "term": term})
+
+    def campaign_now(self, source: NodeId, term: int) -> None:
+        self._tell(source, {"type": "timeout_now", "term": term})
+
+    def _tell(self, source: NodeId, message: dict[str, Any]) -> None:
+        self._enter()
+        self._SyncObj__onMessageReceived(self._peers[source], message)
+
+    # ── taken over from the engine ─────────────────────────────────────────────────────────────────────────
+
+    def _SyncObj__generateRaftTimeout(self) -> float:
+        low, high = self._timing.election_min_ms, self._timing.election_max_ms
+        return (low + (high - low) * self._chance()) / 1000
+
+    def _SyncObj__connectedToAnyone(self) -> bool:
+        return self._driver.may_campaign()
+
+    def _SyncObj__applyLogEntries(self) -> bool:
+        """Apply in order, each entry once, none that is not on this disk: a sole voter would otherwise show what
+        a power loss takes back, and no state machine may be ahead of its journal."""
+        log, applied = self._log, self.applied
+        end = min(self.commit, log.durable, applied + self._apply_entries)
+        while applied < end:
+            command, index, term = log.rows[applied + 1 - log.base]
+            if not self._driver.apply(index, term, command):
+                break
+            applied = self._SyncObj__raftLastApplied = index
+        return False
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        self.wants_beat = True
+        self._SyncObj__newAppendEntriesTime = float("inf")
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        pass

@@ -1,0 +1,147 @@
+"""Every way an operation can end other than well, kept apart by what the caller may conclude.
+
+The one distinction that must never blur is between *no* and *unknown*: a caller who is told "no" may safely
+try elsewhere, a caller who is told "unknown" may not. So the tree is cut by outcome, not by component::
+
+    SpineError
+    ├── Rejected      decided: the request was understood and refused, nothing changed, asking again changes nothing
+    │   ├── InvalidRequest    the request itself is at fault (names the field)
+    │   ├── TooLarge          a body, content or list above its limit
+    │   ├── Unauthorized      no or an unknown API key
+    │   ├── Forbidden         the key may not do this
+    │   ├── NotFound          no such memory (`confirmed` says whether a majority agreed)
+    │   ├── Conflict          decided against the stored state (version, lock, gate …)
+    │   ├── PreconditionFailed  an If-Match / If-None-Match header does not hold
+    │   └── Misdirected       the right request at the wrong node: region or epoch
+    ├── Unavailable   not done: nothing was proposed or it can never apply; retry freely
+    │   ├── RateLimited       this caller is above its share
+    │   └── NoSpace           the disk or the store's map is full; reads go on
+    ├── Unknown       may have happened: retry with the same Idempotency-Key or ask /v1/requests
+    ├── Misuse        the operator's fault: configuration, data directory, port, version
+    └── Corrupt       stored bytes are not what was written; names the file and the offset
+
+`code` is the machine's word for the error and part of the API contract; `details` holds fields a program may
+use; the message is for people. Which HTTP status a code has is the HTTP layer's business (http/problems.py).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class SpineError(Exception):
+    """Root of the tree. Raise a subclass."""
+
+    code = "internal"
+    retryable = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        retry_after_ms: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+        self.details: dict[str, Any] = dict(details or {})
+        self.retry_after_ms = retry_after_ms
+
+
+class Rejected(SpineError):
+    """Decided: refused, and nothing changed."""
+
+    code = "invalid_request"
+
+
+class InvalidRequest(Rejected):
+    """The request itself is at fault. `field` is the path of the offending field, e.g. ``$.tags[0]``."""
+
+    def __init__(self, message: str, *, field: str | None = None, code: str = "invalid_request", **details: Any) -> None:
+        if field is not None:
+            details = {"field": field, **details}
+        super().__init__(message, code=code, details=details)
+
+
+class TooLarge(Rejected):
+    """Above a limit that the configuration sets."""
+
+    code = "too_large"
+
+
+class Unauthorized(Rejected):
+    """No API key, or one that is not known."""
+
+    code = "unauthorized"
+
+
+class Forbidden(Rejected):
+    """The key is known and may not do this."""
+
+    code = "forbidden"
+
+
+class NotFound(Rejected):
+    """No such thing, or it is another tenant's. ``details["confirmed"]`` is false when no majority could be asked."""
+
+    code = "not_found"
+
+
+class Conflict(Rejected):
+    """Refused by the stored state; ``code`` says which rule (version_conflict, lock_held, fenced, gate_closed …)."""
+
+    code = "version_conflict"
+
+
+class PreconditionFailed(Rejected):
+    """An If-Match or If-None-Match header does not hold."""
+
+    code = "precondition_failed"
+
+
+class Misdirected(Rejected):
+    """This node is not the one to ask: another region is home, or the caller's table is of an older epoch."""
+
+    code = "wrong_epoch"
+    retryable = True
+
+
+class Unavailable(SpineError):
+    """Not done: nothing was proposed, or it can never apply. Codes: no_quorum, no_leader, not_ready,
+    session_unavailable, overloaded."""
+
+    code = "not_ready"
+    retryable = True
+
+
+class RateLimited(Unavailable):
+    """This caller is above its share."""
+
+    code = "rate_limited"
+
+
+class NoSpace(Unavailable):
+    """The disk or the store's map is full. Writes are refused, reads go on."""
+
+    code = "no_space"
+
+
+class Unknown(SpineError):
+    """May have happened. Never to be reported as, or turned into, a refusal."""
+
+    code = "outcome_unknown"
+    retryable = True
+
+
+class Misuse(SpineError):
+    """The operator's fault: configuration, data directory, port in use, unsupported version."""
+
+    code = "misuse"
+
+
+class Corrupt(SpineError):
+    """Stored bytes are not what was written. ``details`` holds ``file`` and ``offset`` where they are known."""
+
+    code = "corrupt"

@@ -1,0 +1,345 @@
+"""A running node, wired in one place that reads from top to bottom.
+
+`World` is everything a node takes from outside: clock, chance, files, the tree, the links. `Node.open` builds the
+node on any world, so that the simulator runs exactly what production runs; `serve` makes a real world and keeps the
+node up until it is told to stop. Shutting down is the same list backwards: stop taking requests, hand leadership
+over, let what is under way finish, close the links, then the files.
+"""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import structlog
+import uvloop
+
+from raftspine._version import __version__
+from raftspine.cluster.peers import Peers
+from raftspine.cluster.raft_host import RaftHost, RaftTiming
+from raftspine.cluster.rpc import Rpcs
+from raftspine.config import Config, guard_bind, load_api_keys
+from raftspine.core.hlc import Hlc
+from raftspine.core.placement import build_table
+from raftspine.core.routing import Router
+from raftspine.http.app import HttpServer, build
+from raftspine.http.auth import Auth
+from raftspine.model import META_GROUP, NodeId, Table
+from raftspine.ports import Clock, Directory, Entropy, Transport, Tree
+from raftspine.services.bootstrap import ClusterBootstrap, serve_table
+from raftspine.services.catchup import Catchup
+from raftspine.services.deadlines import Bell
+from raftspine.services.fanout import Fanout
+from raftspine.services.forward import Forwarder
+from raftspine.services.ledger_host import LedgerHost
+from raftspine.services.listing import Listing
+from raftspine.services.memories import Memories
+from raftspine.services.overview import Overview
+from raftspine.services.replica import RingReplica
+from raftspine.services.requests import Requests
+from raftspine.services.ring import RingPath
+from raftspine.services.ring_requests import QuorumRequests
+from raftspine.services.sessions import Sessions
+from raftspine.services.strong import StrongPath, StrongTiming
+from raftspine.services.telemetry import Telemetry
+from raftspine.services.topology import Topology
+from raftspine.storage.engine import Engine
+from raftspine.storage.files import FileDirectory
+from raftspine.storage.journal import Journal
+from raftspine.storage.tree import LmdbTree
+from raftspine.storage.wal import Wal
+from raftspine.system import SystemClock, SystemEntropy, raise_nofile_limit
+
+log = structlog.get_logger()
+
+SWEEP_SECONDS = 10.0
+RAFT_SEGMENT_BYTES = 128 << 20
+"""Above the journal's own rotation, which restates the groups: the log never rotates without it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What a node stands on. Whoever makes a world closes it, after the node."""
+
+    clock: Clock
+    entropy: Entropy
+    transport: Transport
+    data_log: Directory
+    raft_log: Directory
+    tree: Tree
+    open_links: Callable[[], Awaitable[None]]
+    link_counters: Callable[[], Mapping[str, int]] = dict
+
+
+class Node:
+    """One node: opened on a world, started, stopped. `memories` and `overview` are its face."""
+
+    def __init__(self, config: Config, node: NodeId, world: World) -> None:
+        clock, timing = world.clock, config.timing
+        self.config = config
+        self.id = node
+        self._world = world
+        self._plan = plan(config)
+        self._news = Bell()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.engine = engine = Engine.open(
+            world.data_log,
+            world.tree,
+            clock=clock,
+            durability=config.storage.durability,
+            sync_interval_ms=timing.sync_interval_ms,
+            checkpoint_interval_ms=timing.checkpoint_interval_ms,
+            on_cut=_tell_cut,
+        )
+        self.rpc = rpc = Rpcs(world.transport, clock, world.entropy)
+        self.topology = topology = Topology(node, engine)
+        self._bootstrap = ClusterBootstrap(node, config.name, self._plan, topology=topology, engine=engine)
+        for difference in self._bootstrap.open():
+            log.warning("the cluster file and the cluster differ", difference=difference)
+        serve_table(rpc, topology, config.name)
+
+        # the ring
+        hlc = Hlc()
+        self.replica = replica = RingReplica(node, engine, clock=clock, entropy=world.entropy, hlc=hlc)
+        self._fanout = Fanout(engine, rpc, timeout_ms=timing.ring_timeout_ms)
+        self._catchup = Catchup(
+            replica,
+            engine,
+            rpc,
+            clock,
+            topology.peers,
+            interval_ms=timing.digest_interval_ms,
+            timeout_ms=timing.ring_timeout_ms,
+        )
+        ring = RingPath(
+            node,
+            replica,
+            self._fanout,
+            rpc,
+            topology,
+            write_quorum=config.replication.write_quorum,
+            timeout_ms=timing.ring_timeout_ms,
+        )
+
+        # the log
+        self._ledger = LedgerHost(engine, replica, on_table=topology.adopt)
+        self.raft = raft = RaftHost(
+            node,
+            clock=clock,
+            entropy=world.entropy,
+            rpc=rpc,
+            journal=Journal.open(Wal.open(world.raft_log, segment_bytes=RAFT_SEGMENT_BYTES, on_cut=_tell_cut)),
+            machine=self._ledger,
+            timing=RaftTiming(
+                timing.heartbeat_ms, timing.election_min_ms, timing.election_max_ms, timing.check_quorum_ms
+            ),
+        )
+        strong = StrongPath(
+            node,
+            raft,
+            rpc,
+            topology,
+            engine,
+            clock,
+            StrongTiming(timeout_ms=timing.strong_timeout_ms, election_ms=timing.election_max_ms),
+        )
+        raft.on_leader_change(strong.leader_changed)
+        raft.on_leader_change(self._news.ring)
+        rpc.on_link(self._news.ring)
+
+        # both
+        self.telemetry = Telemetry()
+        self._fanout.on_failure = partial(self.telemetry.quorum_failure, "write")
+        forwarder = Forwarder(rpc, topology, timeout_ms=timing.strong_timeout_ms)
+        self.memories = Memories(
+            router=Router(config.consistency.default, config.consistency.overrides),
+            topology=topology,
+            replica=replica,
+            ring=ring,
+            strong=strong,
+            log=raft,
+            sessions=Sessions(config.secret or config.name.encode(), replica.stable),
+            requests=Requests(
+                strong,
+                topology,
+                rpc,
+                engine,
+                ring=QuorumRequests(ring, topology, engine, rpc, timeout_ms=timing.ring_timeout_ms),
+            ),
+            listing=Listing(
+                node,
+                replica,
+                ring,
+                strong,
+                raft,
+                topology,
+                forwarder,
+                rpc,
+                clock,
+                barrier_ms=timing.strong_timeout_ms,
+            ),
+            forwarder=forwarder,
+            clock=clock,
+            entropy=world.entropy,
+            strong_timeout_ms=timing.strong_timeout_ms,
+        )
+        self.overview = Overview(
+            node,
+            __version__,
+            topology=topology,
+            replica=replica,
+            catchup=self._catchup,
+            fanout=self._fanout,
+            log=raft,
+            rpc=rpc,
+            engine=engine,
+            hlc=hlc,
+            telemetry=self.telemetry,
+            link_counters=world.link_counters,
+        )
+        topology.on_change(self._take_up)
+
+    def start(self) -> None:
+        """Begin to work: vote, replicate, find the table. Returns at once; `overview.ready` tells when it is up."""
+        if self.id in self._plan.meta:
+            self.raft.add_group(META_GROUP, self._plan.meta)
+        self.raft.start()
+        self._spawn(self._catchup.run())
+        self._spawn(self._find_table())
+        self._spawn(self._sweep())
+
+    async def stop(self) -> None:
+        """The start backwards: hand leadership over, end the workers, then close what they used."""
+        await self.raft.step_down_all()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._catchup.stop()
+        await self.raft.stop()
+        await self.rpc.close()
+        await self.engine.close()
+
+    def _take_up(self, table: Table) -> None:
+        """A table has come into force: hold what it says this node holds."""
+        held = self.topology.held()
+        self.replica.hold(held)
+        for group in held:
+            if group not in self.raft.groups():
+                self.raft.add_group(group, table.replicas(group))
+        log.info("table in force", epoch=table.epoch, cluster=table.cluster_id, groups=len(held))
+
+    async def _find_table(self) -> None:
+        await self._bootstrap.run(self.raft, self.rpc, self._world.entropy, news=self._news)
+
+    async def _sweep(self) -> None:
+        """Forget, a page at a time, what Idempotency-Keys caused more than a day ago."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            if self.engine.read_only() is None:
+                for group in self.replica.groups():
+                    self._ledger.sweep(group)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(_tell_failure)
+        self._tasks.append(task)
+
+
+def plan(config: Config) -> Table:
+    """The first table this configuration leads to; the same on every node with the same file."""
+    return build_table(
+        "",
+        config.members,
+        groups=config.partitioning.shard_groups,
+        factor=config.replication.factor,
+        strategy=config.partitioning.strategy,
+    )
+
+
+def _tell_cut(file: str, offset: int, lost: int) -> None:
+    log.warning("cut a torn record off a log after a crash", file=file, offset=offset, bytes=lost)
+
+
+def _tell_failure(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a background worker ended", worker=task.get_name(), exc_info=error)
+
+
+# ── production ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def real_world(config: Config, node: NodeId) -> AsyncIterator[World]:
+    """Clock, chance, files, tree and links of this machine. Raises Misuse for a directory or port in use."""
+    member = config.member(node)
+    folder = config.data_dir(node)
+    loop = asyncio.get_running_loop()
+    clock, entropy = SystemClock(), SystemEntropy()
+    with ExitStack() as held:
+        data_log = FileDirectory(folder / "data" / "log", loop)
+        held.callback(data_log.close)
+        raft_log = FileDirectory(folder / "raft", loop)
+        held.callback(raft_log.close)
+        tree = LmdbTree.open(folder / "data" / "tree", config.storage.map_size_bytes, loop)
+        peers = Peers(
+            node,
+            config.name,
+            config.secret or config.name.encode(),
+            listen=(member.host, member.peer_port),
+            peers={m.id: (m.host, m.peer_port) for m in config.members if m.id != node},
+            clock=clock,
+            entropy=entropy,
+        )
+        try:
+            yield World(clock, entropy, peers, data_log, raft_log, tree, peers.start, lambda: peers.counters)
+        finally:
+            await peers.close()
+
+
+def run(config: Config, node: NodeId) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. Raises Misuse, Corrupt and ConfigFaults at start."""
+    guard_bind(config, node)
+    raise_nofile_limit()
+    uvloop.run(serve(config, node))
+    return 0
+
+
+async def serve(config: Config, node: NodeId) -> None:
+    """A node on this machine, with its HTTP front door, until it is told to stop."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, stop.set)
+    member = config.member(node)
+    async with real_world(config, node) as world:
+        running = Node(config, node, world)
+        http = HttpServer(
+            build(
+                running.memories,
+                running.overview,
+                node_id=node,
+                limits=config.limits,
+                auth=Auth(_keys(config)),
+                clock=world.clock,
+                entropy=world.entropy,
+                telemetry=running.telemetry,
+            )
+        )
+        await http.start(member.host, member.port)
+        await world.open_links()
+        running.start()
+        log.info("serving", node=node, http=f"{member.host}:{member.port}", peers=member.peer_port)
+        await stop.wait()
+        log.info("stopping", node=node)
+        await http.stop()
+        await running.stop()
+
+
+def _keys(config: Config) -> dict[str, str]:
+    """API keys by digest, as the front door wants them."""
+    if config.security.api_keys_file is None:
+        return {}
+    return {digest.hex(): key.role for digest, key in load_api_keys(config.security.api_keys_file).items()}

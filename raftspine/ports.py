@@ -1,0 +1,215 @@
+"""The seams: what the services need of the world, as small as it can be said.
+
+Each Protocol has a real adapter (system, storage, cluster) and a simulated one (sim); adapters fit by shape and
+do not inherit. Nothing here has behaviour. What goes wrong without it: a service that reads the clock, opens a
+socket or touches LMDB itself cannot be run twice from one seed, and its faults cannot be placed.
+"""
+
+from asyncio import Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from raftspine.model import GroupId, NodeId
+
+Row = tuple[bytes, bytes | None]
+"""A change to one key: the new value, or None to remove it."""
+
+
+class Clock(Protocol):
+    def wall_ms(self) -> int:
+        """Milliseconds since the Unix epoch, as the machine believes; may jump."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary point; never goes back."""
+        ...
+
+
+class Entropy(Protocol):
+    def random(self) -> float:
+        """Uniform in [0, 1)."""
+        ...
+
+    def token_bytes(self, n: int) -> bytes: ...
+
+
+# ── storage ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class AppendFile(Protocol):
+    """An open file that only grows. `append` puts bytes where a killed process leaves them (the page cache);
+    `sync` makes all appended so far survive power loss. Both raise OSError (ENOSPC, EIO)."""
+
+    def append(self, data: bytes) -> None: ...
+    def sync(self) -> Future[None]: ...
+    def size(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class Directory(Protocol):
+    """One folder of append-only files; creating and removing survive power loss when the call returns."""
+
+    def names(self) -> list[str]: ...
+    def read(self, name: str) -> bytes: ...
+    def open(self, name: str, *, truncate_at: int | None = None) -> AppendFile: ...
+    def remove(self, name: str) -> None: ...
+
+
+class View(Protocol):
+    """A consistent, read-only picture of an ordered map."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def scan(self, lo: bytes, hi: bytes, *, limit: int, reverse: bool = False) -> list[tuple[bytes, bytes]]:
+        """At most `limit` rows with lo <= key < hi, in key order (from the upper end when `reverse`)."""
+        ...
+
+
+class Tree(View, Protocol):
+    """The durable ordered map under the engine (LMDB): changed in large batches, each atomic and durable."""
+
+    def apply(self, rows: dict[bytes, bytes | None]) -> Future[None]:
+        """Resolves when the batch is durable and visible to get and scan. NoSpace when the map is full."""
+        ...
+
+    def freeze(self) -> "FrozenView": ...
+    def used_ratio(self) -> float: ...
+    def close(self) -> None: ...
+
+
+class FrozenView(View, Protocol):
+    """A view pinned to one moment until it is closed; for streaming snapshots."""
+
+    def close(self) -> None: ...
+
+
+class Engine(View, Protocol):
+    """The node's data: log first, tree later. What is staged is visible to get and scan at once."""
+
+    def stage(self, rows: Iterable[Row]) -> None:
+        """Add changes to this loop turn's batch. NoSpace when the store is read-only."""
+        ...
+
+    def commit(self, *, durable: bool | None = None) -> Future[None]:
+        """One shared future per turn: everything staged so far is in the log; synced to disk first when
+        `durable` (None: as the durability policy says)."""
+        ...
+
+    def freeze(self) -> Awaitable[FrozenView]:
+        """A view of everything staged before the call."""
+        ...
+
+    def used_ratio(self) -> float: ...
+    def read_only(self) -> str | None:
+        """Why writes are refused, or None."""
+        ...
+
+
+# ── cluster ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Transport(Protocol):
+    """Authenticated, ordered links to the other nodes. A message is a tuple that msgpack can carry; what is sent
+    in one loop turn leaves in one write. Two lanes per peer, so that bulk never delays the rest."""
+
+    def send(self, peer: NodeId, message: Sequence[Any], *, bulk: bool = False) -> bool:
+        """Queue a message; False when the link is down or its queue is full (the message is dropped)."""
+        ...
+
+    def connected(self, peer: NodeId) -> bool: ...
+    def on_message(self, receive: Callable[[NodeId, tuple[Any, ...]], None]) -> None: ...
+    def on_link(self, changed: Callable[[NodeId, bool], None]) -> None: ...
+
+
+Handler = Callable[[NodeId, Any], Any]
+"""Called with the sender and the body; returns the reply, or an awaitable of it."""
+
+
+class Rpc(Protocol):
+    """Calls between nodes over a Transport. A SpineError raised by the handler is raised again at the caller."""
+
+    def serve(self, method: str, handler: Handler) -> None: ...
+
+    def call(self, peer: NodeId, method: str, body: Any, *, timeout_ms: int, bulk: bool = False) -> Future[Any]:
+        """The reply. Unavailable(`peer_down`) when nothing was sent; Unknown(`outcome_unknown`) when the link
+        broke or the deadline passed after sending."""
+        ...
+
+    def cast(self, peer: NodeId, method: str, body: Any, *, bulk: bool = False) -> bool:
+        """One way, no reply; False when it was not sent."""
+        ...
+
+    def connected(self, peer: NodeId) -> bool: ...
+    def on_link(self, changed: Callable[[NodeId, bool], None]) -> None: ...
+
+
+class Position(NamedTuple):
+    """A place in a group's log. Also what a state machine must remember in the same batch as its effects."""
+
+    index: int
+    term: int
+
+
+class LogStatus(NamedTuple):
+    """One group's Raft state on this node, for routing, metrics and `cluster status`."""
+
+    group: GroupId
+    role: str  # leader | follower | candidate | halted
+    leader: NodeId | None
+    term: int
+    commit: int
+    applied: int
+    last: int
+    voters: tuple[NodeId, ...]
+    reason: str | None = None  # why a halted group is halted
+
+
+class ReplicatedLog(Protocol):
+    """A Raft log per group; nothing above knows whose implementation it is.
+
+    Outcomes never mix: Unavailable(`no_leader`) means nothing was proposed, Unknown means it may have been, a
+    result means it is on disk on a majority and applied here.
+    """
+
+    def propose(self, group: GroupId, command: bytes) -> Future[Any]:
+        """At the leader: append, replicate, apply; resolves with what the state machine returned for this
+        command. Unavailable(`no_leader`, details.leader) elsewhere."""
+        ...
+
+    def read_index(self, group: GroupId) -> Future[int]:
+        """At the leader: the index a linearizable read must wait for, proven by a majority asked after this
+        call. Unavailable(`no_leader`) elsewhere or when leadership is lost meanwhile."""
+        ...
+
+    def wait_applied(self, group: GroupId, index: int) -> Future[None]:
+        """Resolves when this replica has applied `index`."""
+        ...
+
+    def leader(self, group: GroupId) -> NodeId | None: ...
+    def status(self, group: GroupId) -> LogStatus: ...
+    def groups(self) -> tuple[GroupId, ...]: ...
+
+
+class StateMachine(Protocol):
+    """What a group's log drives. Calls come in log order; `apply` is total: a bad command is a result."""
+
+    def position(self, group: GroupId) -> Position:
+        """The last entry whose effects are stored; (0, 0) for a new group."""
+        ...
+
+    def apply(self, group: GroupId, at: Position, time_ms: int, commands: Sequence[bytes]) -> list[Any]:
+        """Apply one entry: a batch of commands stamped by the leader at `time_ms`. Stages the effects together
+        with the position and returns one result per command."""
+        ...
+
+    def snapshot(self, group: GroupId) -> Awaitable[tuple[Position, AsyncIterator[bytes]]]:
+        """The group's state at one position, in chunks of at most 256 KiB."""
+        ...
+
+    def install(self, group: GroupId, at: Position, chunks: Sequence[bytes]) -> Awaitable[None]:
+        """Replace the group's state, atomically and durably, by a verified snapshot."""
+        ...
+
+    def flush(self) -> Awaitable[None]:
+        """Everything applied so far is on disk; entries up to `position` may leave the journal."""
+        ...

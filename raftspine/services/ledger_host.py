@@ -1,0 +1,267 @@
+"""Turns log entries into stored rows: the hands of the ledger, which itself only decides.
+
+The rule: **all effects of an entry and the position behind it enter the engine in one batch**. A crash then
+leaves either all of an entry or nothing of it, and the log is replayed from exactly where the state ends.
+Were the position written apart, a restart would apply an entry twice (a counter raised twice) or skip one (an
+acknowledged write gone).
+
+A demotion hands a version to the ring, and the ring has one way in, which keeps vector and dot rows right; so
+it goes through `RingSink.adopt`. That stages rows of its own, before this entry's and in the same loop turn,
+hence in the same engine batch; adopting a version twice changes nothing, so an entry whose own batch was
+refused (NoSpace) can be applied again.
+
+Everything here is the same on all replicas but for two things that do not matter to outcomes: conflict rows
+(they depend on what of the ring this replica has) and when expired request rows are swept.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from raftspine import codec
+from raftspine.core.ledger import cluster, commands, machine
+from raftspine.core.ledger.outcomes import Outcome
+from raftspine.core.ledger.state import (
+    Conflict,
+    Effect,
+    LedgerView,
+    Place,
+    RequestRow,
+    SetCounter,
+    SetRequest,
+    SetRing,
+    SetStrong,
+    decode_request,
+    encode_request,
+)
+from raftspine.errors import Corrupt, NoSpace, SpineError, Unavailable
+from raftspine.model import META_GROUP, GroupId, RingRecord, StrongRecord, Table, Version
+from raftspine.ports import Engine, Position, Row, View
+from raftspine.services import ledger_snapshot
+from raftspine.storage import keys, memories
+
+COUNTERS = "counter"
+"""The ledger's table of counters, see storage.keys.ledger."""
+
+T = TypeVar("T")
+
+
+class RingSink(Protocol):
+    """The ring replica's way in for versions that the log made."""
+
+    def adopt(self, group: GroupId, version: Version) -> None:
+        """Stage a version and its dot, unless its dot was seen before. The group must be held."""
+        ...
+
+
+class Applied(NamedTuple):
+    """Where a group's state stands: the last entry in it, and the latest leader time it has seen."""
+
+    at: Position
+    time_ms: int
+
+
+def load_applied(view: View, group: GroupId) -> Applied:
+    """What the state was stored with; zeros for a new group. Raises Corrupt."""
+    at, time_ms = memories.applied(view, group)
+    return Applied(at, time_ms or 0)
+
+
+def load_meta(view: View) -> Table | None:
+    """The meta ledger's state."""
+    data = view.get(META_STATE)
+    return None if data is None else codec.decode_table(data)
+
+
+META_STATE = keys.ledger(META_GROUP, "cluster", "table")
+
+
+class LedgerHost:
+    """`ports.StateMachine` for all groups of a node, the meta group included.
+
+    One result per command: `(outcome, log index)`. `on_table` hears of each table the meta group decides.
+    """
+
+    def __init__(self, engine: Engine, ring: RingSink, *, on_table: Callable[[Table], Any]) -> None:
+        self._engine = engine
+        self._ring = ring
+        self._on_table = on_table
+        self._applied: dict[GroupId, Applied] = {}
+        self._swept: dict[GroupId, bytes] = {}
+
+    def applied(self, group: GroupId) -> Applied:
+        """Position and leader time of a group. Raises Corrupt."""
+        found = self._applied.get(group)
+        if found is None:
+            found = self._applied[group] = load_applied(self._engine, group)
+        return found
+
+    def position(self, group: GroupId) -> Position:
+        return self.applied(group).at
+
+    # ── applying ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def apply(self, group: GroupId, at: Position, time_ms: int, commands: Sequence[bytes]) -> list[Any]:
+        """Apply one entry. Raises Corrupt, before anything is staged, when a command is of a newer format or
+        the entry is not the next: the caller must halt the group. NoSpace when the engine takes no changes
+        now: nothing has changed and the same entry must come again."""
+        try:
+            return self._apply(group, at, time_ms, commands)
+        except NoSpace:
+            raise
+        except Unavailable as error:  # the engine is behind its disk: to the log it is the same as a full one
+            raise NoSpace(
+                error.message, details=error.details, retry_after_ms=error.retry_after_ms
+            ) from error
+
+    def _apply(self, group: GroupId, at: Position, time_ms: int, commands: Sequence[bytes]) -> list[Any]:
+        before = self.applied(group)
+        if at.index <= before.at.index:
+            raise Corrupt(
+                f"shard group {group}: entry {at.index} came after entry {before.at.index} had been applied"
+            )
+        # Leaders stamp entries with their own clocks; the machine's time must not run backwards between them.
+        after = Applied(at, max(time_ms, before.time_ms))
+        rows: list[Row]
+        if group == META_GROUP:
+            results, rows = self._apply_meta(at.index, commands)
+        else:
+            results, rows = self._apply_shard(group, after, commands)
+        rows.append(memories.applied_row(group, at, after.time_ms))
+        self._engine.stage(rows)
+        self._applied[group] = after
+        if group == META_GROUP and results:
+            self._on_table(results[-1][0].table)
+        return results
+
+    def _apply_shard(
+        self, group: GroupId, after: Applied, entry: Sequence[bytes]
+    ) -> tuple[list[Any], list[Row]]:
+        decoded = [commands.decode(command) for command in entry]
+        batch = _Batch(self._engine, self._ring, group)
+        results: list[tuple[Outcome, int]] = []
+        index = after.at.index
+        for sub, command in enumerate(decoded):
+            outcome, effects = machine.apply(batch, command, Place(index, sub), group, after.time_ms)
+            batch.perform(effects)
+            results.append((outcome, index))
+        return results, batch.rows
+
+    def _apply_meta(self, index: int, entry: Sequence[bytes]) -> tuple[list[Any], list[Row]]:
+        decoded = [cluster.decode(command) for command in entry]
+        before = state = load_meta(self._engine)
+        results: list[tuple[cluster.ClusterOutcome, int]] = []
+        for command in decoded:
+            outcome, state = cluster.apply(state, command)
+            results.append((outcome, index))
+        if state is None or state is before:
+            return results, []
+        return results, [(META_STATE, codec.encode(state))]
+
+    # ── snapshots ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def snapshot(self, group: GroupId) -> tuple[Position, AsyncIterator[bytes]]:
+        """The group's replicated state at one position. Close the stream (`aclose`) when it is not read to
+        its end: it pins a view of the store."""
+        view = await self._engine.freeze()
+        return load_applied(view, group).at, ledger_snapshot.Stream(view, group)
+
+    async def install(self, group: GroupId, at: Position, chunks: Sequence[bytes]) -> None:
+        """Replace the group's state by a snapshot, in one durable batch: a crash leaves the old state or the
+        new.
+
+        The batch is held in memory at once, beside the chunks and what it replaces: about three times the
+        group's strong state, of which there are 16 by default. Applying must rest meanwhile. Any SpineError
+        means the old state is intact: Corrupt when the chunks are not a snapshot of this group at this
+        position, NoSpace when the engine takes no changes. OSError means the new state is in force here and
+        may not outlive a power loss: the caller must halt the group, and a restart finds one or the other.
+        """
+        self._engine.stage(await ledger_snapshot.replacement(self._engine, group, at, chunks))
+        self._applied[group] = load_applied(self._engine, group)
+        try:
+            await self._engine.commit(durable=True)
+        except SpineError as error:
+            raise OSError(f"the snapshot of group {group} may not be on disk: {error.message}") from error
+        if group == META_GROUP:
+            table = load_meta(self._engine)
+            if table is not None:
+                self._on_table(table)
+
+    async def flush(self) -> None:
+        """Everything applied so far is on disk."""
+        await self._engine.commit(durable=True)
+
+    # ── sweeping ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def sweep(self, group: GroupId, limit: int = 256) -> int:
+        """Look at the next `limit` request rows and stage the removal of those that have expired; returns how
+        many. A unit of background work: round and round, so a day of requests does not stay for ever."""
+        lo, hi = keys.span(keys.STRONG_REQUEST, group)
+        page = self._engine.scan(self._swept.get(group, lo), hi, limit=limit)
+        now_ms = self.applied(group).time_ms
+        gone: list[Row] = [(key, None) for key, data in page if decode_request(data).expires_at_ms <= now_ms]
+        self._swept[group] = page[-1][0] + b"\0" if len(page) == limit else lo
+        if gone:
+            self._engine.stage(gone)
+        return len(gone)
+
+
+class _Batch(LedgerView):
+    """The state while one entry is applied: the engine's, and on top what the commands before have changed.
+    Nothing is staged until the entry is through, so `rows` grows here."""
+
+    def __init__(self, engine: Engine, ring: RingSink, group: GroupId) -> None:
+        self._engine = engine
+        self._sink = ring
+        self._group = group
+        self._strong: dict[str, StrongRecord | None] = {}
+        self._requests: dict[bytes, RequestRow] = {}
+        self._counters: dict[str, int] = {}
+        self.rows: list[Row] = []
+
+    def strong(self, id: str) -> StrongRecord | None:
+        if id not in self._strong:
+            self._strong[id] = memories.strong(self._engine, self._group, id)
+        return self._strong[id]
+
+    def ring(self, id: str) -> RingRecord | None:
+        return memories.ring(self._engine, self._group, id)
+
+    def request(self, digest: bytes) -> RequestRow | None:
+        row = self._requests.get(digest)
+        return load_request(self._engine, self._group, digest) if row is None else row
+
+    def counter(self, name: str) -> int:
+        if name not in self._counters:
+            data = self._engine.get(keys.ledger(self._group, COUNTERS, name))
+            self._counters[name] = 0 if data is None else codec.decode_any(data)
+        return self._counters[name]
+
+    def perform(self, effects: Iterable[Effect]) -> None:
+        """Take up a command's effects, in order."""
+        for effect in effects:
+            if isinstance(effect, SetStrong):
+                self._strong[effect.id] = effect.new
+                self.rows += memories.strong_rows(self._group, effect.id, effect.old, effect.new)
+            elif isinstance(effect, SetRequest):
+                self._requests[effect.digest] = effect.row
+                row = encode_request(effect.row)
+                self.rows.append(memories.strong_request_row(self._group, effect.digest, row))
+            elif isinstance(effect, SetCounter):
+                self._counters[effect.name] = effect.value
+                key = keys.ledger(self._group, COUNTERS, effect.name)
+                self.rows.append((key, codec.encode(effect.value) if effect.value else None))
+            elif isinstance(effect, SetRing):
+                self._sink.adopt(self._group, effect.version)
+            else:
+                self.rows += conflict_rows(self._engine, self._group, effect)
+
+
+def load_request(view: View, group: GroupId, digest: bytes) -> RequestRow | None:
+    """What a group's log remembers of an Idempotency-Key; the row may have expired."""
+    data = memories.strong_request(view, group, digest)
+    return None if data is None else decode_request(data)
+
+
+def conflict_rows(view: View, group: GroupId, lost: Conflict) -> list[Row]:
+    """Rows that keep a ring version which a promotion did not see."""
+    return memories.conflict_rows(view, group, lost.loser, winner=lost.winner, now_ms=lost.at_ms)

@@ -1,0 +1,184 @@
+"""What an operator asks of a node: is it ready, what does it hold, who leads, who is behind, and why.
+
+Each answer is read from the part that owns the fact at the moment of the question; nothing here is remembered,
+so nothing here can be stale. `ready` is a promise to a load balancer, and means that this node can serve both
+paths of every group it holds: it has the table, its log is writable, and each of its groups has a leader.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from raftspine.core.hlc import Hlc
+from raftspine.model import META_GROUP, GroupId, NodeId, Table
+from raftspine.ports import Engine, LogStatus, ReplicatedLog, Rpc
+from raftspine.services.catchup import Catchup
+from raftspine.services.fanout import Fanout
+from raftspine.services.replica import RingReplica
+from raftspine.services.telemetry import Telemetry
+from raftspine.services.topology import Topology
+from raftspine.storage import memories as rows
+
+COUNT_LIMIT = 100_000
+"""Groups larger than this are reported as this large: statistics must not scan a store of millions."""
+
+
+class Overview:
+    """One node's view of itself and its peers."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        version: str,
+        *,
+        topology: Topology,
+        replica: RingReplica,
+        catchup: Catchup,
+        fanout: Fanout,
+        log: ReplicatedLog,
+        rpc: Rpc,
+        engine: Engine,
+        hlc: Hlc,
+        telemetry: Telemetry,
+        link_counters: Callable[[], Mapping[str, int]],
+    ) -> None:
+        self.node = node
+        self.node_id = str(node)
+        self.version = version
+        self._topology = topology
+        self._replica = replica
+        self._catchup = catchup
+        self._fanout = fanout
+        self._log = log
+        self._rpc = rpc
+        self._engine = engine
+        self._hlc = hlc
+        self._telemetry = telemetry
+        self._link_counters = link_counters
+        telemetry.watch(self)
+
+    # ── for HTTP ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def topology(self) -> Table:
+        """The table. Raises Unavailable(`not_ready`) while there is none."""
+        return self._topology.table
+
+    def ready(self) -> tuple[bool, list[str]]:
+        """Whether this node can serve all it holds, and what is missing."""
+        table = self._topology.known
+        if table is None:
+            return False, ["the cluster's table is not known yet"]
+        reasons = []
+        why = self._engine.read_only()
+        if why is not None:
+            reasons.append(f"writes are refused: {why}")
+        for status in self.log_statuses():
+            name = group_name(status.group)
+            if status.reason is not None:
+                reasons.append(f"{name}: {status.reason}")
+            elif status.leader is None:
+                reasons.append(f"{name} has no leader")
+        for group in self._topology.held():
+            if not self._replica.holds(group):
+                reasons.append(f"{group_name(group)} is not loaded yet")
+        return not reasons, reasons
+
+    def status(self) -> dict[str, Any]:
+        """This node's state, for `cluster status`."""
+        ok, reasons = self.ready()
+        table = self._topology.known
+        return {
+            "node": self.node,
+            "version": self.version,
+            "ready": ok,
+            "reasons": reasons,
+            "epoch": self._topology.epoch,
+            "cluster_id": None if table is None else table.cluster_id,
+            "read_only": self._engine.read_only(),
+            "store_used_ratio": round(self._engine.used_ratio(), 4),
+            "peers": {
+                peer: {
+                    "connected": self._rpc.connected(peer),
+                    "pending_dots": self.pending_dots(peer),
+                    "lag_seconds": round(self.lag_seconds(peer), 3),
+                }
+                for peer in self.peer_ids()
+            },
+            "groups": [
+                {
+                    "group": group_name(status.group),
+                    "role": status.role,
+                    "leader": status.leader,
+                    "term": status.term,
+                    "commit": status.commit,
+                    "applied": status.applied,
+                    "last": status.last,
+                    "voters": list(status.voters),
+                    **({"reason": status.reason} if status.reason else {}),
+                }
+                for status in self.log_statuses()
+            ],
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Counts of what this node holds."""
+        counts = self.group_counts()
+        return {
+            "node": self.node,
+            "version": self.version,
+            "memories": sum(counts.values()),
+            "memories_by_group": {str(group): n for group, n in counts.items()},
+            "conflicts_total": self._replica.conflicts_total,
+            "store_used_ratio": round(self._engine.used_ratio(), 4),
+            "partition_skew_ratio": self.partition_skew(),
+        }
+
+    def metrics(self) -> bytes:
+        return self._telemetry.page()
+
+    # ── for metrics ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def peer_ids(self) -> Iterable[NodeId]:
+        table = self._topology.known
+        return [] if table is None else [m.id for m in table.members if m.id != self.node]
+
+    def lag_seconds(self, peer: NodeId) -> float:
+        return self._catchup.lag_seconds(peer)
+
+    def pending_dots(self, peer: NodeId) -> int:
+        return self._catchup.pending(peer)
+
+    def log_statuses(self) -> Iterable[LogStatus]:
+        return [self._log.status(group) for group in self._log.groups()]
+
+    def group_counts(self) -> dict[GroupId, int]:
+        return {group: rows.count(self._engine, group, COUNT_LIMIT) for group in self._replica.groups()}
+
+    def partition_skew(self) -> dict[str, float]:
+        counts = list(self.group_counts().values())
+        mean = sum(counts) / len(counts) if counts else 0.0
+        return {"memories": round(max(counts) / mean, 3) if mean else 1.0}
+
+    def gauges(self) -> dict[str, tuple[str, float]]:
+        return {
+            "spine_store_used_ratio": ("Share of the store's map in use.", self._engine.used_ratio()),
+            "spine_store_read_only": ("1 while writes are refused.", 0.0 if self._engine.read_only() is None else 1.0),
+            "spine_hlc_drift_ms": ("How far the hybrid clock runs ahead of the wall clock.", self._hlc.drift_ms),
+            "spine_ring_inflight": ("Ring writes waiting for their quorum.", self._fanout.inflight),
+            "spine_topology_epoch": ("Epoch of the table in force.", self._topology.epoch),
+        }
+
+    def counters(self) -> dict[str, tuple[str, float]]:
+        return {
+            "spine_conflicts": ("Writes that lost against a concurrent one.", self._replica.conflicts_total),
+            "spine_catchup_dots": ("Ring writes fetched from peers after being missed.", self._catchup.pulled_total),
+            "spine_full_syncs": ("Shard groups taken whole from a peer.", self._catchup.full_syncs_total),
+            "spine_push_refused": ("Ring writes refused by this replica.", self._catchup.refused_total),
+            **{
+                f"spine_link_{name}": (f"Links to peers: {name.replace('_', ' ')}.", value)
+                for name, value in self._link_counters().items()
+            },
+        }
+
+
+def group_name(group: GroupId) -> str:
+    return "meta" if group == META_GROUP else f"group {group}"

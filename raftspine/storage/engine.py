@@ -1,0 +1,410 @@
+"""The node's data: a log that answers quickly, in front of a tree that holds everything.
+
+A transaction of the tree costs milliseconds, an append to a file microseconds. So a change is *staged*
+(visible at once, in memory), joins the other changes of the same loop turn in one log record, and is
+acknowledged when that record is in the log; the tree gets it later, in large sorted batches (checkpoints),
+and then the log can forget it. The rules:
+
+* What was staged in one callback is never split: it is in one log record and in one checkpoint.
+* The tree's batch names the log position it reaches (row `x log position`), so a restart replays exactly the
+  rest. Applying a record twice would do no harm, losing one would.
+* Nothing that was visible is taken back. When the log refuses a turn, its outcome is *unknown*: the rows stay
+and are logged, or checkpointed, as soon as the disk allows; until then everything new is refused
+(`read_only`). * Memory is bounded: above `memtable_limit_bytes` new changes are refused until a checkpoint
+has caught up.
+
+After a failed sync the kernel may have dropped what was written, so that log is never trusted again: all is
+put into the tree first, then the log starts over (cf. "fsyncgate", PostgreSQL 2018).
+"""
+
+import asyncio
+from asyncio import AbstractEventLoop, Future
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from raftspine.codec import decode_any, encode
+from raftspine.errors import Corrupt, NoSpace, SpineError, Unavailable, Unknown
+from raftspine.ports import Clock, Directory, FrozenView, Row, Tree
+from raftspine.storage import keys
+from raftspine.storage.futures import SharedFuture
+from raftspine.storage.memtable import Memtable, scan
+from raftspine.storage.turnlog import TurnLog
+from raftspine.storage.wal import OnCut, Wal
+
+SEGMENT_BYTES = 64 << 20
+FIRST_RETRY_SECONDS = 0.1
+LAST_RETRY_SECONDS = 5.0
+
+_NOTHING: Any = object()
+
+
+class EngineStats(NamedTuple):
+    """Figures for metrics. Bytes are of rows in the log's encoding; seconds are of the last of their kind."""
+
+    position: int
+    memtable_bytes: int
+    log_bytes: int
+    checkpoints: int
+    checkpoint_seconds: float
+    sync_seconds: float
+    used_ratio: float
+
+
+class Limits(NamedTuple):
+    """When a checkpoint begins, and when the memory it would free is too much to wait for."""
+
+    checkpoint_seconds: float
+    checkpoint_bytes: int
+    memtable_bytes: int
+
+
+class Engine:
+    """ports.Engine over a log Directory and a Tree. `close` closes the tree, not the directory.
+
+    For one running loop; uses only its timers and futures, so it also runs under virtual time.
+    """
+
+    def __init__(
+        self,
+        wal: Wal,
+        tree: Tree,
+        loop: AbstractEventLoop,
+        clock: Clock,
+        *,
+        always: bool,
+        sync_seconds: float,
+        limits: Limits,
+    ) -> None:
+        self._log = TurnLog(wal, loop, clock, sync_seconds=sync_seconds, changed=self._reconsider)
+        self._tree = tree
+        self._loop = loop
+        self._clock = clock
+        self._always = always
+        self._limits = limits
+        self._current = Memtable()
+        self._flushing: Memtable | None = None
+        self._layers: tuple[Memtable, ...] = (self._current,)
+        self._turn: dict[bytes, bytes | None] = {}
+        self._flush_scheduled = False
+        self._logged: SharedFuture | None = None  # resolved once this turn is in the log
+        self._synced: SharedFuture | None = None  # resolved once this turn is on disk
+        self._applying = False  # the tree has the flushing layer in hand
+        self._waiters: list[SharedFuture] = []  # for the checkpoint in progress
+        self._next_waiters: list[SharedFuture] = []  # for the one after it
+        self._checkpoint_timer: asyncio.Handle | None = None
+        self._tree_trouble: str | None = None
+        self._retry_timer: asyncio.TimerHandle | None = None
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._refusal: Callable[[], SpineError] | None = None
+        self._closed = False
+        self._checkpoints = 0
+        self._checkpoint_seconds = 0.0
+
+    @classmethod
+    def open(
+        cls,
+        directory: Directory,
+        tree: Tree,
+        *,
+        clock: Clock,
+        durability: str = "interval",
+        sync_interval_ms: int = 100,
+        checkpoint_interval_ms: int = 250,
+        checkpoint_bytes: int = 8 << 20,
+        memtable_limit_bytes: int = 64 << 20,
+        segment_bytes: int = SEGMENT_BYTES,
+        on_cut: OnCut | None = None,
+    ) -> "Engine":
+        """Recover what the log holds beyond the tree. `durability`: "always" makes `commit` wait for the
+        disk, "interval" for the log only, synced within `sync_interval_ms`. Raises Corrupt, Misuse,
+        OSError."""
+        if durability not in ("always", "interval"):
+            raise ValueError(f"durability is always or interval, not {durability!r}")
+        wal = Wal.open(directory, segment_bytes=segment_bytes, on_cut=on_cut)
+        engine = cls(
+            wal,
+            tree,
+            asyncio.get_running_loop(),
+            clock,
+            always=durability == "always",
+            sync_seconds=sync_interval_ms / 1000,
+            limits=Limits(checkpoint_interval_ms / 1000, checkpoint_bytes, memtable_limit_bytes),
+        )
+        engine._recover(wal)
+        return engine
+
+    # ── reading ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def get(self, key: bytes) -> bytes | None:
+        for layer in reversed(self._layers):
+            value: bytes | None = layer.rows.get(key, _NOTHING)
+            if value is not _NOTHING:
+                return value
+        return self._tree.get(key)
+
+    def scan(self, lo: bytes, hi: bytes, *, limit: int, reverse: bool = False) -> list[tuple[bytes, bytes]]:
+        return scan(self._layers, self._tree, lo, hi, limit=limit, reverse=reverse)
+
+    async def freeze(self) -> FrozenView:
+        """A view of everything staged before the call (and perhaps of later turns, each of them whole).
+        Raises NoSpace or Unavailable when the tree cannot take what is staged."""
+        await self.checkpoint()
+        return self._tree.freeze()
+
+    # ── writing ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stage(self, rows: Iterable[Row]) -> None:
+        """Add changes to this turn; all of them or, when it raises, none. NoSpace while the disk or the tree
+        refuses, Unavailable(`overloaded`) while the tree is too far behind."""
+        if self._refusal is not None:
+            raise self._refusal()
+        batch = rows if type(rows) is list else list(rows)
+        self._turn.update(batch)
+        self._current.rows.update(batch)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def commit(self, *, durable: bool | None = None) -> "Future[None]":
+        """Resolves when all staged so far is in the log (and synced, when `durable`). Unknown when the log
+        refused it: the changes are visible and may yet survive. The future is shared and cannot be
+        cancelled."""
+        if durable or (durable is None and self._always):
+            if self._synced is None:
+                self._synced = SharedFuture(loop=self._loop)
+                self._schedule_flush()
+            return self._synced
+        if self._logged is None:
+            self._logged = SharedFuture(loop=self._loop)
+            self._schedule_flush()
+        return self._logged
+
+    def checkpoint(self) -> "Future[None]":
+        """Resolves when all staged so far is durable in the tree; fails with NoSpace or Unavailable."""
+        done = SharedFuture(loop=self._loop)
+        self._loop.call_soon(self._checkpoint_for, done)
+        return done
+
+    def read_only(self) -> str | None:
+        """Why writes are refused, or None. An overloaded engine is not read-only."""
+        return self._log.trouble or self._tree_trouble
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether `stage` refuses because the tree is too far behind."""
+        return self._refusal is not None and self.read_only() is None
+
+    def used_ratio(self) -> float:
+        return self._tree.used_ratio()
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            self._log.position,
+            self._memtable_bytes(),
+            self._log.size_bytes,
+            self._checkpoints,
+            self._checkpoint_seconds,
+            self._log.last_sync_seconds,
+            self._tree.used_ratio(),
+        )
+
+    async def close(self) -> None:
+        """Sync the log, put everything into the tree, let go of both. Raises what prevented it, after
+        closing; the next `open` recovers from the log."""
+        try:
+            await self.checkpoint()
+            await self.commit(durable=True)
+        finally:
+            self._closed = True
+            self._refusal = _closing
+            for timer in (self._checkpoint_timer, self._retry_timer):
+                if timer is not None:
+                    timer.cancel()
+            self._log.close()
+            self._tree.close()
+
+    # ── the turn ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Log what was staged since the last flush and tell those who wait."""
+        self._flush_scheduled = False
+        turn, logged, synced = self._turn, self._logged, self._synced
+        self._logged = self._synced = None
+        if turn:
+            self._turn = {}
+            payload = encode(turn)
+            self._current.size_bytes += len(payload)
+            self._log.write(payload)
+            self._checkpoint_when_due()
+        if self._log.trouble is not None:
+            for waiter in (logged, synced):
+                if waiter is not None:
+                    waiter.fail(Unknown(f"the write may or may not survive: {self._log.trouble}"))
+            return
+        if logged is not None:
+            logged.set_result(None)
+        if synced is not None:
+            self._log.sync(synced)
+
+    # ── checkpoints ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _checkpoint_when_due(self) -> None:
+        if self._flushing is not None:
+            if self._memtable_bytes() > self._limits.memtable_bytes:
+                self._reconsider()
+        elif self._current.size_bytes >= self._limits.checkpoint_bytes:
+            self._begin_checkpoint()
+        elif self._checkpoint_timer is None:
+            self._checkpoint_timer = self._loop.call_later(
+                self._limits.checkpoint_seconds, self._begin_checkpoint
+            )
+
+    def _checkpoint_for(self, waiter: SharedFuture) -> None:
+        """Have everything staged so far put into the tree. A checkpoint that is under way began too early;
+        one that failed is tried again now."""
+        if self._flushing is None:
+            self._waiters.append(waiter)
+            self._begin_checkpoint()
+            return
+        self._next_waiters.append(waiter)
+        if not self._applying:
+            self._apply()
+
+    def _begin_checkpoint(self) -> None:
+        """Freeze the current layer and hand it to the tree. Runs between callbacks, so a turn is complete."""
+        if self._checkpoint_timer is not None:
+            self._checkpoint_timer.cancel()
+            self._checkpoint_timer = None
+        if self._flushing is not None or self._closed:
+            return
+        if self._turn:
+            self._flush()
+            if len(self._layers) > 1:
+                return  # that turn was large enough to begin one itself
+        if not self._current.rows:
+            self._tell_waiters(None)
+            return
+        flushing = self._flushing = self._current
+        flushing.rows[keys.LOG_POSITION] = keys.number(self._log.position)
+        self._current = Memtable()
+        self._layers = (flushing, self._current)
+        self._apply()
+
+    def _apply(self) -> None:
+        assert self._flushing is not None
+        self._applying = True
+        started = self._clock.monotonic()
+        self._tree.apply(self._flushing.rows).add_done_callback(lambda done: self._applied(done, started))
+
+    def _applied(self, done: "Future[None]", started: float) -> None:
+        self._applying = False
+        if self._closed:
+            return
+        error = done.exception()
+        if error is not None:
+            self._tree_trouble = str(error)
+            self._tell_waiters(error)
+            self._reconsider()
+            return
+        assert self._flushing is not None
+        reached = self._flushing.rows[keys.LOG_POSITION]
+        assert reached is not None
+        self._flushing = None
+        self._layers = (self._current,)
+        self._checkpoints += 1
+        self._checkpoint_seconds = self._clock.monotonic() - started
+        self._tree_trouble = None
+        self._log.forget(int.from_bytes(reached, "big"))
+        self._tell_waiters(None)
+        self._reconsider()
+        if self._waiters:
+            self._begin_checkpoint()
+        elif self._current.rows:
+            self._checkpoint_when_due()
+
+    def _tell_waiters(self, error: BaseException | None) -> None:
+        """End the waiting for this checkpoint; a failure also ends it for the next, which has to wait for
+        it."""
+        waiters, self._waiters, self._next_waiters = self._waiters, self._next_waiters, []
+        if error is not None:
+            waiters += self._waiters
+            self._waiters = []
+        for waiter in waiters:
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.fail(error)
+
+    # ── trouble ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _memtable_bytes(self) -> int:
+        return sum(layer.size_bytes for layer in self._layers)
+
+    def _reconsider(self) -> None:
+        """Work out anew whether changes are taken, and see to it that trouble is looked at again."""
+        trouble = self.read_only()
+        if trouble is not None:
+            self._refusal = lambda: NoSpace(f"this node takes no writes: {trouble}", retry_after_ms=1000)
+            if self._retry_timer is None and not self._closed:
+                self._retry_timer = self._loop.call_later(self._retry_seconds, self._retry)
+                self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+            return
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        if self._flushing is not None and self._memtable_bytes() > self._limits.memtable_bytes:
+            self._refusal = _overloaded
+        else:
+            self._refusal = None
+
+    def _retry(self) -> None:
+        """The log first: it is the cheaper way out. Failing that, the tree takes what the log refused, and
+        then the log can start over."""
+        self._retry_timer = None
+        if self._log.trouble is not None:
+            self._log.retry()
+        if self._flushing is not None:
+            if not self._applying:
+                self._apply()
+        elif self._log.trouble is not None:
+            if self._current.rows:
+                self._begin_checkpoint()
+            else:
+                self._log.start_over()
+        self._reconsider()
+
+    # ── recovery ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _recover(self, wal: Wal) -> None:
+        """Bring back what the log holds beyond the tree."""
+        stored = self._tree.get(keys.LOG_POSITION)
+        reached = 0 if stored is None else int.from_bytes(stored, "big")
+        if wal.next_position <= reached:
+            # The log's unsynced end was lost with the power while the tree already had it.
+            wal.restart(reached + 1)
+        elif wal.first_position > reached + 1:
+            raise Corrupt(
+                f"the log begins at record {wal.first_position}, but the tree ends at {reached}: segments "
+                "are missing. Restore this node's data directory from a backup, or move it away and let the "
+                "node fetch its data from the other replicas",
+                details={"file": "log", "offset": 0},
+            )
+        for _, payload in wal.replay(reached):
+            self._current.rows.update(decode_any(payload))
+            self._current.size_bytes += len(payload)
+        if self._current.rows:
+            self._log.mark_dirty()
+            self._checkpoint_when_due()
+
+
+def _closing() -> SpineError:
+    return Unavailable("this node's store is closed", code="not_ready")
+
+
+def _overloaded() -> SpineError:
+    return Unavailable(
+        "this node's store is behind with its checkpoints", code="overloaded", retry_after_ms=250
+    )

@@ -1,0 +1,388 @@
+"""The Raft journal: what every group of this node has promised, on one write-ahead log.
+
+A vote or an acknowledgement that a crash can undo lets two leaders share a term, or lets a committed entry
+vanish. So the state a promise rests on (entries, term, vote, base) is first a record here, and `commit`
+resolves when all records made so far are on disk: one sync for all groups. Rules:
+
+* Records of one commit are one log record, so a torn tail loses whole turns, never half of one.
+* `durable` of a group is the highest index known to be on disk; it never covers an entry that was cut since.
+* Entries above a base are kept when the base moves up; only `reset`, called for a snapshot that contradicts
+  the log, drops them.
+* The log stays bounded: when it has grown enough, `commit` opens a new segment, restates every group
+  there and removes the older segments once the new one is synced. A restatement replaces a group only when it is
+  complete, so a crash in the middle of one changes nothing.
+* After a failed write the disk and memory disagree in an unknown way. The next `commit` first asks the
+  disk for a sync, so as not to seal a segment that it still refuses, and then restates everything.
+
+A record is an array: ``[kind, group, …]``; several of them, behind the codec's format marker, are one
+payload.
+"""
+
+import asyncio
+from asyncio import Future
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from raftspine import codec
+from raftspine.errors import Corrupt
+from raftspine.model import GroupId, NodeId
+
+Row = tuple[bytes, int, int]
+"""One entry: command, index, term."""
+
+_ENTRY, _CUT, _TERM, _BASE, _STATE = 1, 2, 3, 4, 5
+
+_PAYLOAD_BYTES = 1 << 20
+"""Records are split into payloads of about this size, so that no record of the log grows without bound."""
+
+_REMEDY = (
+    "this node can no longer prove what it promised; keep the directory for inspection, "
+    "and let the node join again under a new id with an empty data directory"
+)
+
+
+class Log(Protocol):
+    """What the journal needs of the write-ahead log beneath it (storage/wal.py)."""
+
+    def replay(self, after: int = 0) -> Iterator[tuple[int, bytes]]: ...
+    def append(self, payload: bytes) -> int: ...
+    def sync(self) -> "Future[None]": ...
+    def rotate(self) -> int: ...
+    def drop_before(self, position: int) -> None: ...
+
+
+class GroupJournal:
+    """One group's part: the entries above its base, its term and vote, and who votes in it.
+
+    ``rows[0]`` is the base: a place in the log (no command) whose effects the state machine holds, so entries
+    start behind it. Fields are for reading; every change goes through a method, which also records it.
+    """
+
+    __slots__ = ("_journal", "bytes", "cuts", "durable", "group", "rows", "term", "time_ms", "vote", "voters")
+
+    def __init__(
+        self,
+        journal: "Journal",
+        group: GroupId,
+        index: int,
+        term: int,
+        time_ms: int,
+        voters: tuple[NodeId, ...],
+    ) -> None:
+        self._journal = journal
+        self.group = group
+        self.rows: list[Row] = [(b"", index, term)]
+        self.time_ms = time_ms
+        self.voters = voters
+        self.term = term
+        self.vote: str | None = None
+        self.durable = 0
+        self.bytes = 0
+        self.cuts = 0
+
+    @property
+    def base(self) -> int:
+        return self.rows[0][1]
+
+    @property
+    def last(self) -> int:
+        return self.rows[-1][1]
+
+    @property
+    def last_term(self) -> int:
+        return self.rows[-1][2]
+
+    def term_at(self, index: int) -> int:
+        """Term of an entry at or above the base. IndexError outside."""
+        offset = index - self.rows[0][1]
+        if offset < 0:
+            raise IndexError(index)
+        return self.rows[offset][2]
+
+    def append(self, command: bytes, index: int, term: int) -> None:
+        self._add(command, index, term)
+        self._journal.record(self, [_ENTRY, self.group, index, term, command])
+
+    def truncate(self, index: int) -> None:
+        """Cut the entry at `index` and all above it."""
+        self._cut(index)
+        self._journal.record(self, [_CUT, self.group, index])
+
+    def set_term(self, term: int, vote: str | None) -> None:
+        if (term, vote) != (self.term, self.vote):
+            self.term, self.vote = term, vote
+            self._journal.record(self, [_TERM, self.group, term, vote])
+
+    def rebase(self, index: int, term: int, time_ms: int, voters: tuple[NodeId, ...]) -> None:
+        """Forget entries at and below `index`, which this log must hold; keep those above."""
+        self._rebase(index, term, time_ms, voters)
+        self._journal.record(self, [_BASE, self.group, index, term, time_ms, voters])
+
+    def reset(self, index: int, term: int, time_ms: int, voters: tuple[NodeId, ...]) -> None:
+        """Forget every entry: the state machine was replaced by a snapshot at `index`."""
+        self.rows = [(b"", index, term)]
+        self.time_ms, self.voters = time_ms, voters
+        self.durable, self.bytes, self.cuts = 0, 0, self.cuts + 1
+        self._journal.record(self, self.state())
+
+    def state(self) -> list[Any]:
+        """The record that stands for all of this but the entries, which must follow it."""
+        _, index, term = self.rows[0]
+        return [
+            _STATE,
+            self.group,
+            index,
+            term,
+            self.time_ms,
+            self.voters,
+            self.term,
+            self.vote,
+            len(self.rows) - 1,
+        ]
+
+    def entry_records(self) -> list[list[Any]]:
+        return [[_ENTRY, self.group, index, term, command] for command, index, term in self.rows[1:]]
+
+    # Changes without a record: shared by the methods above and by replay.
+
+    def _add(self, command: bytes, index: int, term: int) -> None:
+        if index != self.rows[-1][1] + 1 or term < self.rows[-1][2]:
+            raise ValueError(
+                f"entry {index} of term {term} cannot follow entry {self.last} of term {self.last_term}"
+            )
+        self.rows.append((command, index, term))
+        self.bytes += len(command)
+
+    def _cut(self, index: int) -> None:
+        if not self.base < index <= self.last:
+            raise ValueError(f"cannot cut at {index}: the log holds {self.base + 1} to {self.last}")
+        offset = index - self.base
+        self.bytes -= sum(len(row[0]) for row in self.rows[offset:])
+        del self.rows[offset:]
+        self.durable = min(self.durable, index - 1)
+        self.cuts += 1
+
+    def _rebase(self, index: int, term: int, time_ms: int, voters: tuple[NodeId, ...]) -> None:
+        if not self.base <= index <= self.last or self.term_at(index) != term:
+            raise ValueError(f"base {index} of term {term} is not in the log ({self.base} to {self.last})")
+        offset = index - self.base
+        self.bytes -= sum(len(row[0]) for row in self.rows[1 : offset + 1])
+        self.rows[: offset + 1] = [(b"", index, term)]
+        self.time_ms, self.voters = time_ms, voters
+
+
+class _Mark(NamedTuple):
+    """What a commit in flight will have made durable."""
+
+    log: GroupJournal
+    last: int
+    cuts: int
+
+
+class Journal:
+    """All groups' journals on one log. Open with `Journal.open`."""
+
+    def __init__(self, log: Log, *, rotate_bytes: int) -> None:
+        self._log = log
+        self._rotate_bytes = rotate_bytes
+        self._groups: dict[GroupId, GroupJournal] = {}
+        self._records: list[list[Any]] = []
+        self._touched: dict[GroupId, GroupJournal] = {}
+        self._written = 0
+        self._broken = False
+        self._keep_from = 0
+        self._restating: list[_Mark] = []
+
+    @classmethod
+    def open(cls, log: Log, *, rotate_bytes: int = 64 << 20) -> "Journal":
+        """Read the log back. Raises Corrupt, naming the place and what to do, when its records make no
+        sense."""
+        journal = cls(log, rotate_bytes=rotate_bytes)
+        replay = _Replay(journal)
+        replay.run(log)
+        for group in journal._groups.values():
+            group.durable = group.last
+        # Records of a torn restatement would swallow what is appended behind them: begin with a new one.
+        journal._broken = bool(replay.unfinished)
+        return journal
+
+    def groups(self) -> tuple[GroupId, ...]:
+        return tuple(self._groups)
+
+    def group(self, group: GroupId) -> GroupJournal | None:
+        return self._groups.get(group)
+
+    def create(
+        self, group: GroupId, voters: tuple[NodeId, ...], *, index: int = 0, term: int = 0, time_ms: int = 0
+    ) -> GroupJournal:
+        """Begin a group whose state machine stands at `index`. ValueError when it exists already."""
+        if group in self._groups:
+            raise ValueError(f"group {group} exists")
+        made = self._groups[group] = GroupJournal(self, group, index, term, time_ms, voters)
+        self.record(made, made.state())
+        return made
+
+    def record(self, group: GroupJournal, record: list[Any]) -> None:
+        self._records.append(record)
+        self._touched[group.group] = group
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything was recorded that no commit covers yet."""
+        return bool(self._records) or self._broken
+
+    def commit(self) -> "Future[None]":
+        """Resolves when everything recorded before the call survives power loss.
+
+        Fails with OSError when it may not (full disk, I/O error). What was recorded stays in memory, and
+        the next commit writes everything anew. Not to be called again before the last one resolved.
+        """
+        done: Future[None] = asyncio.get_running_loop().create_future()
+        if self._broken:
+            self._then(done, self._log.sync, lambda: self._then(done, self._restate, self._restated(done)))
+        elif self._written >= max(self._rotate_bytes, 2 * self._live_bytes()):
+            self._then(done, self._restate, self._restated(done))
+        else:
+            marks = self._marks(self._touched)
+            self._then(done, self._write, lambda: self._settle(done, marks))
+        return done
+
+    def _then(
+        self, done: "Future[None]", start: Callable[[], "Future[None]"], go_on: Callable[[], None]
+    ) -> None:
+        """Run one step that ends in a sync; go on when it succeeded, fail `done` and remember it when not."""
+
+        def finished(synced: "Future[None]") -> None:
+            error = OSError("the log was closed") if synced.cancelled() else synced.exception()
+            if error is None:
+                go_on()
+            else:
+                self._fail(done, error)
+
+        try:
+            start().add_done_callback(finished)
+        except OSError as error:
+            self._fail(done, error)
+
+    def _fail(self, done: "Future[None]", error: BaseException) -> None:
+        self._broken = True
+        if not done.done():
+            done.set_exception(error)
+
+    def _settle(self, done: "Future[None]", marks: list[_Mark]) -> None:
+        for mark in marks:
+            if mark.log.cuts == mark.cuts:
+                mark.log.durable = mark.last
+        if not done.done():
+            done.set_result(None)
+
+    def _marks(self, groups: dict[GroupId, GroupJournal]) -> list[_Mark]:
+        return [_Mark(group, group.last, group.cuts) for group in groups.values()]
+
+    def _write(self) -> "Future[None]":
+        records, self._records, self._touched = self._records, [], {}
+        self._append(records)
+        return self._log.sync()
+
+    def _restate(self) -> "Future[None]":
+        """Write all groups into a new segment, which then needs no other."""
+        self._broken = True  # until the segments before it are gone
+        self._records, self._touched, self._written = [], {}, 0
+        self._restating = self._marks(self._groups)
+        self._keep_from = self._log.rotate()
+        for group in self._groups.values():
+            self._append([group.state(), *group.entry_records()])
+        return self._log.sync()
+
+    def _restated(self, done: "Future[None]") -> Callable[[], None]:
+        def finish() -> None:
+            try:
+                self._log.drop_before(self._keep_from)
+            except OSError as error:
+                self._fail(done, error)
+                return
+            self._broken = False
+            self._settle(done, self._restating)
+
+        return finish
+
+    def _append(self, records: Sequence[list[Any]]) -> None:
+        start, size = 0, 0
+        for at, record in enumerate(records):
+            size += len(record[4]) if record[0] == _ENTRY else 0
+            if size >= _PAYLOAD_BYTES:
+                self._append_payload(records[start : at + 1])
+                start, size = at + 1, 0
+        if start < len(records):
+            self._append_payload(records[start:])
+
+    def _append_payload(self, records: Sequence[list[Any]]) -> None:
+        payload = codec.encode(records)
+        self._log.append(payload)
+        self._written += len(payload)
+
+    def _live_bytes(self) -> int:
+        return sum(group.bytes + 32 * len(group.rows) for group in self._groups.values())
+
+
+class _Replay:
+    """Rebuilds the groups from their records, refusing whatever does not follow from the record before."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.unfinished: dict[GroupId, tuple[GroupJournal, int]] = {}
+
+    def run(self, log: Log) -> None:
+        position = 0
+        try:
+            for position, payload in log.replay():
+                for record in codec.decode_any(payload):
+                    self._one(record)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise Corrupt(
+                f"Raft journal, record at position {position}: {error or type(error).__name__}; {_REMEDY}",
+                details={"file": "raft", "offset": position},
+            ) from error
+        except Corrupt as error:
+            details = {"file": "raft", "offset": position, **error.details}
+            raise Corrupt(f"Raft journal: {error.message}; {_REMEDY}", details=details) from error
+
+    def _one(self, record: list[Any]) -> None:
+        kind, group = record[0], GroupId(record[1])
+        if kind == _STATE:
+            self._begin(group, record)
+        elif kind == _ENTRY:
+            self._entry(group, record)
+        elif kind == _CUT:
+            self._journal._groups[group]._cut(record[2])
+        elif kind == _TERM:
+            held = self._journal._groups[group]
+            held.term, held.vote = record[2], record[3]
+        elif kind == _BASE:
+            index, term, time_ms, voters = record[2:6]
+            self._journal._groups[group]._rebase(index, term, time_ms, tuple(voters))
+        else:
+            raise ValueError(f"unknown kind of record: {kind}; was it written by a newer version?")
+
+    def _begin(self, group: GroupId, record: list[Any]) -> None:
+        index, term, time_ms, voters, now_term, vote, count = record[2:9]
+        made = GroupJournal(self._journal, group, index, term, time_ms, tuple(voters))
+        made.term, made.vote = now_term, vote
+        self.unfinished[group] = (made, count)
+        self._finish(group)
+
+    def _entry(self, group: GroupId, record: list[Any]) -> None:
+        index, term, command = record[2:5]
+        if group not in self.unfinished:
+            self._journal._groups[group]._add(command, index, term)
+            return
+        made, count = self.unfinished[group]
+        made._add(command, index, term)
+        self.unfinished[group] = (made, count - 1)
+        self._finish(group)
+
+    def _finish(self, group: GroupId) -> None:
+        made, missing = self.unfinished[group]
+        if missing == 0:
+            del self.unfinished[group]
+            self._journal._groups[group] = made

@@ -1,0 +1,197 @@
+"""The key layout of a node's data, on one page. Nothing else builds or takes apart a key.
+
+The rule: the shard group follows the kind, so that what moves, is snapshotted or is dropped together lies
+together; and no key can run into its neighbour, whatever bytes a user puts into an id or a tag. A layout
+spread over several files is how an overwrite comes to leave a stale index row, or one tenant's scan to read
+another's rows.
+
+    kind    rest of the key                              value
+    m       group, id                                    ring record
+    s       group, id                                    strong record
+    d       group, origin, 0, seq                        dot log: the id that this write changed
+    v       group, origin                                the part of the dot log trimmed away: base, extras
+    c       group, id, 0, stamp, digest of the dot       a write that lost: version, when, against which
+    r       group, digest                                ring write an Idempotency-Key caused
+    q       group, digest                                strong result an Idempotency-Key caused
+    a       group                                        last applied log entry: index, term, more
+    l       group, table, 0, name                        the ledger's other tables (tasks, locks, gates …)
+    i       group, field, value, id, 0, path             index row, empty; path: r (ring) or s (strong)
+    x       name                                         the node's own: identity, table, log position, format
+
+Kinds are one byte, a group two, seq, stamp and times eight, digests 16 (8 for dots), all numbers
+big-endian. Ids hold no NUL and at most 255 bytes. An index value is its length and its bytes, or 255 and a
+16-byte digest when it is long: equal values have equal keys, and that is all an index by value promises.
+Times are ordered as numbers. The longest key, an index row, has 3 + 1 + 65 + 255 + 2 bytes; LMDB's limit is
+511.
+"""
+
+from functools import lru_cache
+from hashlib import blake2b
+
+RING = b"m"
+STRONG = b"s"
+DOT = b"d"
+VECTOR = b"v"
+CONFLICT = b"c"
+RING_REQUEST = b"r"
+STRONG_REQUEST = b"q"
+APPLIED = b"a"
+LEDGER = b"l"
+INDEX = b"i"
+META = b"x"
+
+GROUP_KINDS = (RING, STRONG, DOT, VECTOR, CONFLICT, RING_REQUEST, STRONG_REQUEST, APPLIED, LEDGER, INDEX)
+"""Every kind whose rows belong to a shard group."""
+
+BY_AGENT = b"a"
+BY_NAMESPACE = b"n"
+BY_TAG = b"t"
+BY_UPDATE = b"u"
+BY_EXPIRY = b"e"
+
+RING_PATH = b"\0r"
+STRONG_PATH = b"\0s"
+
+LOG_POSITION = META + b"log position"
+STORE_FORMAT = META + b"store format"
+
+LONGEST_PLAIN_VALUE = 64
+
+
+@lru_cache(maxsize=1024)
+def kind_of_group(kind: bytes, group: int) -> bytes:
+    """What all keys of a kind in a group begin with."""
+    return kind + group.to_bytes(2, "big")
+
+
+def after(prefix: bytes) -> bytes:
+    """The lowest key above everything that begins with `prefix`."""
+    stripped = prefix.rstrip(b"\xff")
+    if not stripped:
+        raise ValueError("no key lies above this prefix")
+    return stripped[:-1] + bytes([stripped[-1] + 1])
+
+
+def span(kind: bytes, group: int) -> tuple[bytes, bytes]:
+    """Bounds of a kind's rows in a group, for a scan."""
+    prefix = kind_of_group(kind, group)
+    return prefix, after(prefix)
+
+
+def number(value: int) -> bytes:
+    return value.to_bytes(8, "big")
+
+
+# ── records
+# ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ring(group: int, id: str) -> bytes:
+    return kind_of_group(RING, group) + id.encode()
+
+
+def strong(group: int, id: str) -> bytes:
+    return kind_of_group(STRONG, group) + id.encode()
+
+
+def id_of_record(key: bytes) -> str:
+    """The id in a ring or strong key."""
+    return key[3:].decode()
+
+
+# ── dots
+# ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@lru_cache(maxsize=4096)
+def origin_dots(group: int, origin: str) -> bytes:
+    """What the dot rows of one origin begin with."""
+    return kind_of_group(DOT, group) + origin.encode() + b"\0"
+
+
+def dot(group: int, origin: str, seq: int) -> bytes:
+    return origin_dots(group, origin) + seq.to_bytes(8, "big")
+
+
+def origin_and_seq(key: bytes) -> tuple[str, int]:
+    """What a dot key says."""
+    return key[3:-9].decode(), int.from_bytes(key[-8:], "big")
+
+
+def vector(group: int, origin: str) -> bytes:
+    return kind_of_group(VECTOR, group) + origin.encode()
+
+
+def origin_of_vector(key: bytes) -> str:
+    return key[3:].decode()
+
+
+# ── conflicts, requests, positions, the node's own
+# ────────────────────────────────────────────────────────────
+
+
+def conflicts(group: int, id: str) -> bytes:
+    """What the conflict rows of one id begin with."""
+    return kind_of_group(CONFLICT, group) + id.encode() + b"\0"
+
+
+def conflict(group: int, id: str, stamp: int, origin: str, seq: int) -> bytes:
+    name = blake2b(b"%s\0%d" % (origin.encode(), seq), digest_size=8).digest()
+    return conflicts(group, id) + number(stamp) + name
+
+
+def ring_request(group: int, digest: bytes) -> bytes:
+    return kind_of_group(RING_REQUEST, group) + digest
+
+
+def strong_request(group: int, digest: bytes) -> bytes:
+    return kind_of_group(STRONG_REQUEST, group) + digest
+
+
+def applied(group: int) -> bytes:
+    return kind_of_group(APPLIED, group)
+
+
+def ledger(group: int, table: str, name: str) -> bytes:
+    return kind_of_group(LEDGER, group) + table.encode() + b"\0" + name.encode()
+
+
+def meta(name: str) -> bytes:
+    """A row of the node itself."""
+    return META + name.encode()
+
+
+# ── indexes
+# ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@lru_cache(maxsize=8192)
+def by_value(group: int, field: bytes, value: str) -> bytes:
+    """What the index rows of all ids with this agent, namespace or tag begin with; ids follow in order."""
+    plain = value.encode()
+    if len(plain) > LONGEST_PLAIN_VALUE:
+        plain = b"\xff" + blake2b(plain, digest_size=16).digest()
+    else:
+        plain = bytes([len(plain)]) + plain
+    return kind_of_group(INDEX, group) + field + plain
+
+
+def by_time(group: int, field: bytes, at_ms: int) -> bytes:
+    """What the index rows of this millisecond begin with; BY_UPDATE and BY_EXPIRY are ordered by time, then
+    id."""
+    return kind_of_group(INDEX, group) + field + number(max(at_ms, 0))
+
+
+def index_field(group: int, field: bytes) -> bytes:
+    """What all rows of one index begin with."""
+    return kind_of_group(INDEX, group) + field
+
+
+def id_behind(prefix_length: int, key: bytes) -> str:
+    """The id in an index key, behind a prefix of `by_value` or `by_time`."""
+    return key[prefix_length:-2].decode()
+
+
+def time_and_id(key: bytes) -> tuple[int, str]:
+    """What a key of a time index says."""
+    return int.from_bytes(key[4:12], "big"), key[12:-2].decode()

@@ -1,0 +1,303 @@
+"""Several RaftHosts in one process on virtual time, over the real journal and write-ahead log, with a state machine
+that keeps watch: every entry applied anywhere is compared with what the others applied, and counted."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from raftspine.cluster.raft_host import RaftHost, RaftLimits, RaftTiming
+from raftspine.cluster.rpc import Rpcs
+from raftspine.model import GroupId, NodeId
+from raftspine.ports import Position
+from raftspine.sim.disk import SimDisk
+from raftspine.sim.loop import Dice, VirtualClock, VirtualLoop
+from raftspine.sim.net import Network, Weather
+from raftspine.storage.journal import Journal
+from raftspine.storage.wal import Wal
+
+_pack = msgspec.msgpack.encode
+_unpack = msgspec.msgpack.decode
+
+CHUNK = 600
+
+
+class Violation(AssertionError):
+    """The cluster did what Raft forbids."""
+
+
+class Watch:
+    """What all nodes together have applied, and who led when."""
+
+    def __init__(self) -> None:
+        self.entries: dict[tuple[int, int], tuple[int, bytes]] = {}
+        self.leaders: dict[tuple[int, int], NodeId] = {}
+        self.counts: dict[str, int] = {}
+
+    def count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def applied(self, node: NodeId, group: int, at: Position, content: bytes) -> None:
+        mine = (at.term, content)
+        known = self.entries.setdefault((group, at.index), mine)
+        if known != mine:
+            raise Violation(f"{node} applied another entry {at} in group {group}: {mine} but elsewhere {known}")
+
+    def leads(self, node: NodeId, group: int, term: int) -> None:
+        known = self.leaders.setdefault((group, term), node)
+        if known != node:
+            raise Violation(f"{node} and {known} both lead term {term} of group {group}")
+
+
+class State:
+    """One group's replicated state: registers, lists, and the answers to requests already applied."""
+
+    def __init__(self) -> None:
+        self.position = Position(0, 0)
+        self.time_ms = 0
+        self.registers: dict[str, Any] = {}
+        self.lists: dict[str, list[Any]] = {}
+        self.answers: dict[str, Any] = {}
+
+    def dump(self) -> bytes:
+        return _pack([list(self.position), self.time_ms, self.registers, self.lists, self.answers])
+
+    @classmethod
+    def load(cls, data: bytes) -> "State":
+        state = cls()
+        position, state.time_ms, state.registers, state.lists, state.answers = _unpack(data)
+        state.position = Position(*position)
+        return state
+
+    def run(self, command: bytes) -> Any:
+        request, kind, key, value = _unpack(command)
+        if request in self.answers:
+            return self.answers[request]
+        answer: Any = None
+        if kind == "write":
+            self.registers[key] = value
+        elif kind == "append":
+            self.lists.setdefault(key, []).append(value)
+            answer = len(self.lists[key])
+        self.answers[request] = answer
+        return answer
+
+
+class Machine:
+    """A state machine as the storage engine makes it: applied in memory, on disk a little later, at a crash back to
+    something between the last flush and now."""
+
+    def __init__(self, node: NodeId, loop: VirtualLoop, dice: Dice, watch: Watch) -> None:
+        self.node = node
+        self.loop = loop
+        self.dice = dice
+        self.watch = watch
+        self.states: dict[int, State] = {}
+        self.stored: dict[int, bytes] = {}
+        self.fail_at: Callable[[int, Position], Exception | None] | None = None
+
+    def state(self, group: int) -> State:
+        return self.states.setdefault(group, State())
+
+    def crash(self, *, power: bool) -> None:
+        if not power or self.dice.chance(0.3):
+            self._store()
+        self.states = {group: State.load(data) for group, data in self.stored.items()}
+
+    def _store(self) -> None:
+        self.stored = {group: state.dump() for group, state in self.states.items()}
+
+    # ports.StateMachine
+
+    def position(self, group: GroupId) -> Position:
+        return self.state(group).position
+
+    def apply(self, group: GroupId, at: Position, time_ms: int, commands: Sequence[bytes]) -> list[Any]:
+        if self.fail_at is not None and (error := self.fail_at(group, at)) is not None:
+            raise error
+        state = self.state(group)
+        if at.index <= state.position.index:
+            raise Violation(f"{self.node} applies entry {at} of group {group} again, it is at {state.position}")
+        if time_ms < state.time_ms:
+            raise Violation(f"{self.node}: the leader's time went back in group {group} at {at}")
+        self.watch.applied(self.node, group, at, _pack(commands))
+        results = [state.run(command) for command in commands]
+        state.position, state.time_ms = at, time_ms
+        return results
+
+    async def snapshot(self, group: GroupId) -> tuple[Position, AsyncIterator[bytes]]:
+        state = self.state(group)
+        data = state.dump()
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for start in range(0, len(data), CHUNK):
+                yield data[start : start + CHUNK]
+
+        self.watch.count("snapshots sent")
+        return state.position, chunks()
+
+    async def install(self, group: GroupId, at: Position, chunks: Sequence[bytes]) -> None:
+        await _pause(self.loop, self.dice.uniform(0.001, 0.05))
+        state = State.load(b"".join(chunks))
+        if state.position != at:
+            raise Violation(f"{self.node}: the snapshot says {state.position}, its header {at}")
+        if at.index < self.state(group).position.index:
+            raise Violation(f"{self.node}: a snapshot at {at} replaces {self.state(group).position}")
+        self.states[group] = state
+        self.stored[group] = state.dump()
+        self.watch.count("snapshots installed")
+
+    async def flush(self) -> None:
+        await _pause(self.loop, self.dice.uniform(0.001, 0.02))
+        self._store()
+
+
+async def _pause(loop: VirtualLoop, seconds: float) -> None:
+    future = loop.create_future()
+    loop.call_later(seconds, future.set_result, None)
+    await future
+
+
+class Node:
+    """One node through all its lives."""
+
+    def __init__(self, cluster: "Cluster", name: NodeId) -> None:
+        self.cluster = cluster
+        self.name = name
+        dice = cluster.dice.fork()
+        self.dice = dice
+        self.disk = SimDisk(cluster.loop, dice.fork())
+        self.machine = Machine(name, cluster.loop, dice.fork(), cluster.watch)
+        self.clock = VirtualClock(
+            cluster.loop, offset_ms=dice.below(4000) - 2000, rate=dice.uniform(0.98, 1.02)
+        )
+        self.host: RaftHost | None = None
+
+    def start(self) -> None:
+        wal = Wal.open(self.disk.directory("raft"), segment_bytes=1 << 20)
+        journal = Journal.open(wal, rotate_bytes=self.cluster.rotate_bytes)
+        transport = self.cluster.network.join(self.name)
+        rpc = Rpcs(transport, self.clock, self.dice.fork())
+        host = RaftHost(
+            self.name,
+            clock=self.clock,
+            entropy=self.dice.fork(),
+            rpc=rpc,
+            journal=journal,
+            machine=self.machine,
+            timing=self.cluster.timing,
+            limits=self.cluster.limits,
+            loop=self.cluster.loop,
+        )
+        for group in range(self.cluster.groups):
+            host.add_group(GroupId(group), self.cluster.voters(group))
+        host.on_leader_change(lambda group, leader: self.cluster.check_leaders())
+        host.start()
+        self.host = host
+
+    def crash(self, *, power: bool = True) -> None:
+        if self.host is None:
+            return
+        self.host.kill()
+        self.host = None
+        self.cluster.network.leave(self.name)
+        self.disk.crash(power=power)
+        self.disk.full = self.disk.broken = False
+        self.machine.crash(power=power)
+        self.cluster.watch.count("crashes")
+
+
+class Cluster:
+    """`size` nodes, each a voter of every group."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        size: int,
+        *,
+        groups: int = 1,
+        weather: Weather | None = None,
+        timing: RaftTiming | None = None,
+        limits: RaftLimits | None = None,
+        rotate_bytes: int = 64 << 20,
+    ) -> None:
+        self.loop = loop
+        self.dice = loop.dice
+        self.groups = groups
+        self.timing = timing or RaftTiming()
+        self.limits = limits or RaftLimits()
+        self.rotate_bytes = rotate_bytes
+        self.watch = Watch()
+        self.network = Network(loop, self.dice.fork(), weather)
+        self.names = [NodeId(f"n{number}") for number in range(1, size + 1)]
+        self.nodes = {name: Node(self, name) for name in self.names}
+
+    def voters(self, group: int) -> tuple[NodeId, ...]:
+        shift = group % len(self.names)
+        return tuple(self.names[shift:] + self.names[:shift])
+
+    def start(self) -> None:
+        for node in self.nodes.values():
+            node.start()
+
+    def hosts(self) -> list[RaftHost]:
+        return [node.host for node in self.nodes.values() if node.host is not None]
+
+    def check_leaders(self) -> None:
+        for name, node in self.nodes.items():
+            if node.host is not None:
+                for group in node.host.groups():
+                    status = node.host.status(group)
+                    if status.role == "leader":
+                        self.watch.leads(name, group, status.term)
+
+    def leader(self, group: int = 0) -> Node | None:
+        """The live leader of the highest term."""
+        best: tuple[int, Node] | None = None
+        for node in self.nodes.values():
+            if node.host is not None:
+                status = node.host.status(GroupId(group))
+                if status.role == "leader" and (best is None or status.term > best[0]):
+                    best = (status.term, node)
+        return None if best is None else best[1]
+
+    async def until(self, holds: Callable[[], Any], seconds: float = 30.0) -> Any:
+        """Wait for a condition on virtual time."""
+        deadline = self.loop.time() + seconds
+        while not (value := holds()):
+            if self.loop.time() > deadline:
+                raise AssertionError(f"not within {seconds} s: {self.describe()}")
+            await _pause(self.loop, 0.01)
+        return value
+
+    async def pause(self, seconds: float) -> None:
+        await _pause(self.loop, seconds)
+
+    async def settled(self, seconds: float = 30.0) -> None:
+        """All nodes up, and each group's replicas equal."""
+        await self.until(self._equal, seconds)
+
+    def _equal(self) -> bool:
+        if any(node.host is None for node in self.nodes.values()):
+            return False
+        for group in range(self.groups):
+            all_status = [node.host.status(GroupId(group)) for node in self.nodes.values() if node.host]
+            leaders = [status for status in all_status if status.role == "leader"]
+            if len(leaders) != 1 or any(status.applied != leaders[0].last for status in all_status):
+                return False
+            if len({node.machine.state(group).dump() for node in self.nodes.values()}) != 1:
+                return False
+        return True
+
+    def describe(self) -> str:
+        lines = []
+        for name, node in self.nodes.items():
+            if node.host is None:
+                lines.append(f"{name}: down")
+            else:
+                lines += [f"{name}: {node.host.status(group)}" for group in node.host.groups()]
+        return "\n".join(lines)
+
+
+def command(request: str, kind: str, key: str, value: Any = None) -> bytes:
+    return _pack([request, kind, key, value])
