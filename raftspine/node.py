@@ -18,10 +18,11 @@ import structlog
 import uvloop
 
 from raftspine._version import __version__
-from raftspine.cluster.peers import Peers
+from raftspine.cluster.peers import Peers, Tls
 from raftspine.cluster.raft_host import RaftHost, RaftTiming
 from raftspine.cluster.rpc import Rpcs
-from raftspine.config import Config, guard_bind, load_api_keys
+from raftspine.cluster.tls import tls_from_files
+from raftspine.config import Config, Security, guard_bind, load_api_keys
 from raftspine.core.hlc import Hlc
 from raftspine.core.placement import build_table
 from raftspine.core.routing import Router
@@ -51,7 +52,7 @@ from raftspine.storage.files import FileDirectory
 from raftspine.storage.journal import Journal
 from raftspine.storage.tree import LmdbTree
 from raftspine.storage.wal import Wal
-from raftspine.system import SystemClock, SystemEntropy, raise_nofile_limit
+from raftspine.system import SystemClock, SystemEntropy, load_or_create_secret, raise_nofile_limit
 
 log = structlog.get_logger()
 
@@ -66,6 +67,7 @@ class World:
 
     clock: Clock
     entropy: Entropy
+    secret: bytes
     transport: Transport
     data_log: Directory
     raft_log: Directory
@@ -161,7 +163,7 @@ class Node:
             ring=ring,
             strong=strong,
             log=raft,
-            sessions=Sessions(config.secret or config.name.encode(), replica.stable),
+            sessions=Sessions(world.secret, replica.stable),
             requests=Requests(
                 strong,
                 topology,
@@ -222,6 +224,12 @@ class Node:
         await self.rpc.close()
         await self.engine.close()
 
+    def kill(self) -> None:
+        """End at once, as a killed process does: nothing is handed over, flushed or closed. For the simulator."""
+        self.raft.kill()
+        for task in self._tasks:
+            task.cancel()
+
     def _take_up(self, table: Table) -> None:
         """A table has come into force: hold what it says this node holds."""
         held = self.topology.held()
@@ -278,6 +286,8 @@ async def real_world(config: Config, node: NodeId) -> AsyncIterator[World]:
     folder = config.data_dir(node)
     loop = asyncio.get_running_loop()
     clock, entropy = SystemClock(), SystemEntropy()
+    # Only where all is on loopback may there be none yet (guard_bind); then the machine's nodes share one of their own.
+    secret = config.secret or load_or_create_secret(config.storage.data_dir / "secret")
     with ExitStack() as held:
         data_log = FileDirectory(folder / "data" / "log", loop)
         held.callback(data_log.close)
@@ -287,14 +297,16 @@ async def real_world(config: Config, node: NodeId) -> AsyncIterator[World]:
         peers = Peers(
             node,
             config.name,
-            config.secret or config.name.encode(),
+            secret,
             listen=(member.host, member.peer_port),
             peers={m.id: (m.host, m.peer_port) for m in config.members if m.id != node},
             clock=clock,
             entropy=entropy,
+            tls=_tls(config.security),
+            peer_dead_ms=config.timing.peer_dead_ms,
         )
         try:
-            yield World(clock, entropy, peers, data_log, raft_log, tree, peers.start, lambda: peers.counters)
+            yield World(clock, entropy, secret, peers, data_log, raft_log, tree, peers.start, lambda: peers.counters)
         finally:
             await peers.close()
 
@@ -302,6 +314,8 @@ async def real_world(config: Config, node: NodeId) -> AsyncIterator[World]:
 def run(config: Config, node: NodeId) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. Raises Misuse, Corrupt and ConfigFaults at start."""
     guard_bind(config, node)
+    for warning in config.warnings:
+        log.warning("configuration", warning=warning)
     raise_nofile_limit()
     uvloop.run(serve(config, node))
     return 0
@@ -336,6 +350,12 @@ async def serve(config: Config, node: NodeId) -> None:
         log.info("stopping", node=node)
         await http.stop()
         await running.stop()
+
+
+def _tls(security: Security) -> Tls | None:
+    if security.tls_cert is None or security.tls_key is None or security.tls_ca is None:
+        return None
+    return tls_from_files(security.tls_cert, security.tls_key, security.tls_ca)
 
 
 def _keys(config: Config) -> dict[str, str]:

@@ -146,7 +146,7 @@ class Rpc(Protocol):
 class Position(NamedTuple):
     """A place in a group's log. Also what a state machine must remember in the same batch as its effects."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # Raft's word; nobody searches a Position for a value
     term: int
 
 

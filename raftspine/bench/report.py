@@ -11,7 +11,7 @@ from raftspine.bench.suite import Row
 from raftspine.bench.workloads import MIXES, Shape
 
 COLUMNS = (
-    "workload", "store", "durability", "by", "ops/s", "p50 ms", "p99 ms", "errors", "unknown", "store CPU µs/op",
+    "workload", "store", "durability", "by", "ops/s", "p50 ms", "p99 ms", "errors", "unknown", "CPU µs/op",
     "store CPU", "generator CPU", "measure",
 )  # fmt: skip
 

@@ -13,5 +13,17 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     """Run one command and return its exit code (see `exits`). Usage errors leave by SystemExit(2), as
     argparse does."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    parsed = build(os.environ if environ is None else environ).parse_args(arguments)
+    parser = build(os.environ if environ is None else environ)
+    parsed, left = parser.parse_known_args(arguments)
+    late = getattr(parsed, "optional_argument", None)
+    if late is not None and len(left) == 1 and getattr(parsed, late) is None and _is_word(left[0]):
+        # Before Python 3.13, argparse settles an optional argument at the first word it sees, and so refuses
+        # `put ID --tags a CONTENT`.
+        setattr(parsed, late, left.pop())
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
     return exits.guard(parsed.run, parsed)
+
+
+def _is_word(text: str) -> bool:
+    return text == "-" or not text.startswith("-")

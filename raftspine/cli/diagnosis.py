@@ -109,12 +109,12 @@ def _leaderless(views: Sequence[View]) -> Iterator[Finding]:
     down = {view.member.id for view in views if view.status is None}
     led = {g["group"] for view in views for g in _groups(view) if g["role"] == "leader"}
     voters = {g["group"]: tuple(g["voters"]) for view in views for g in _groups(view)}
-    stuck = sorted(group for group, members in voters.items() if group not in led and members)
+    stuck = sorted((g for g, members in voters.items() if g not in led and members), key=_in_order)
     lost = [g for g in stuck if 2 * len(down.intersection(voters[g])) >= len(voters[g])]
     if lost:
         missing = ", ".join(sorted(down.intersection(*(set(voters[g]) for g in lost)) or down))
         yield Finding(
-            f"{_several(lost)} lost the majority: strong reads and writes there are refused",
+            f"{_several(lost)} lost the majority: what needs one is refused there",
             f"bring back {missing}; nothing that was acknowledged is lost meanwhile",
         )
     waiting = [g for g in stuck if g not in lost]
@@ -212,4 +212,10 @@ def _mixed(views: Sequence[View]) -> Iterator[Finding]:
 def _several(groups: Sequence[str]) -> str:
     if len(groups) <= 3:
         return f"{', '.join(groups)} {'has' if len(groups) == 1 else 'have'}"
-    return f"{len(groups)} shard groups ({', '.join(groups[:3])}, …) have"
+    return f"{len(groups)} groups ({', '.join(groups[:3])}, …) have"
+
+
+def _in_order(group: str) -> tuple[int, str]:
+    """The meta group first, then by number: `group 2` before `group 10`."""
+    number = group.rpartition(" ")[2]
+    return (int(number) if number.isdigit() else -1, group)

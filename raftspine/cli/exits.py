@@ -77,13 +77,17 @@ def guard(command: Callable[[Namespace], int], arguments: Namespace) -> int:
     except Exception as error:
         if os.environ.get("RAFTSPINE_DEBUG"):
             raise
-        complain(f"internal error ({type(error).__name__}: {error}); RAFTSPINE_DEBUG=1 shows where")
+        text = " ".join(str(error).split())
+        complain(f"internal error ({type(error).__name__}: {text}); RAFTSPINE_DEBUG=1 shows where")
         return Exit.FAILED
 
 
 def explain(error: SpineError) -> str:
-    """The error as one line: what a person needs, with the machine's word for it."""
-    text = f"{error.message} [{error.code}]"
+    """The error as one line: what a person needs, with the machine's word for it. Only the faults of a
+    configuration come as a list, because each has a line of its own to look at."""
+    if isinstance(error, errors.Misuse):
+        return error.message
+    text = f"{' '.join(error.message.split())} [{error.code}]"
     details = error.details
     if "field" in details and str(details["field"]) not in error.message:
         text += f" (field {details['field']})"
@@ -93,5 +97,5 @@ def explain(error: SpineError) -> str:
 
 
 def complain(text: str) -> None:
-    """One line on stderr."""
-    print(f"raftspine: {' '.join(text.split())}", file=sys.stderr)
+    """Say on stderr what went wrong."""
+    print(f"raftspine: {text}", file=sys.stderr)

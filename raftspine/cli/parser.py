@@ -116,7 +116,7 @@ def _memories(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentPar
     put.add_argument("--expected-version", metavar="V", help="refuse (4) when another version is stored")
     put.add_argument("--if-absent", action="store_true", help="refuse (4) when the id exists")
     put.add_argument("--consistency", metavar="MODEL", help="ask for a stronger model than the tags demand")
-    put.set_defaults(run=_command("memories", "put"))
+    put.set_defaults(run=_command("memories", "put"), optional_argument="content")
 
     get = commands.add_parser("get", help="read a memory", parents=[shared])
     get.add_argument("id", metavar="ID")
@@ -158,11 +158,9 @@ def _transfer(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentPar
     load.set_defaults(run=_command("transfer", "load"))
 
     dump = commands.add_parser("export", help="write memories as JSON Lines", parents=[shared])
-    dump.add_argument(
-        "file", nargs="?", default="-", metavar="FILE", help="also .gz; - or left out: standard output"
-    )
+    dump.add_argument("file", nargs="?", metavar="FILE", help="also .gz; - or left out: standard output")
     _filters(dump)
-    dump.set_defaults(run=_command("transfer", "dump"))
+    dump.set_defaults(run=_command("transfer", "dump"), optional_argument="file")
 
 
 def _cluster(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser) -> None:

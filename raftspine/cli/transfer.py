@@ -25,14 +25,19 @@ from raftspine.cli.memories import filters
 EXPORT_PAGE = 200
 """Memories of up to 1 MiB each: keeps a page within what both ends hold in memory at ease."""
 
+SHOWN_FAILURES = 50
+"""Lines of complaint a person reads; one cause often fails thousands of lines."""
+
 
 def load(arguments: Namespace) -> int:
     """Store the memories of a file. 1 when a line failed, 5 or 6 when the cluster went away."""
     with _opened(arguments.file) as raw:
         importer = asyncio.run(_load(arguments, raw))
-    for failure in importer.failures:
+    for failure in importer.failures[:SHOWN_FAILURES]:
         name = f" ({failure.id})" if failure.id else ""
         complain(f"line {failure.line}{name}: {failure.message}")
+    if len(importer.failures) > SHOWN_FAILURES:
+        complain(f"and {len(importer.failures) - SHOWN_FAILURES} more; --output json lists them all")
     if importer.gave_up is not None:
         complain(f"gave up: {explain(importer.gave_up)}; run the same import again to go on")
     if arguments.output == "json":
@@ -66,13 +71,14 @@ async def _load(arguments: Namespace, raw: IO[bytes]) -> Importer:
 
 def dump(arguments: Namespace) -> int:
     """Write the memories that meet the filters, in the order of their ids."""
-    with _created(arguments.file) as stream:
+    file = arguments.file or "-"
+    with _created(file) as stream:
         count = asyncio.run(_dump(arguments, stream))
-    if arguments.file != "-":
+    if file != "-":
         if arguments.output == "json":
-            output.as_json({"exported": count, "file": arguments.file})
+            output.as_json({"exported": count, "file": file})
         else:
-            print(f"exported {count} memories to {arguments.file}")
+            print(f"exported {count} memories to {file}")
     return Exit.OK
 
 

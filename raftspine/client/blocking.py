@@ -148,6 +148,4 @@ class Spine(_Face):
         self, *, agent_id: str | None = None, consistency: str | None = None, token: str | None = None
     ) -> Session:
         """A new session, for `agent_id` or the client's own. `token` continues an earlier one."""
-        return Session(
-            self._client.session(agent_id=agent_id, consistency=consistency, token=token), self._runner
-        )
+        return Session(self._client.session(agent_id=agent_id, consistency=consistency, token=token), self._runner)

@@ -7,6 +7,7 @@ work again under a new key, and do it twice.
 """
 
 import asyncio
+import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -32,6 +33,11 @@ right to ask, no room, too many requests) says nothing about an earlier attempt 
 
 CONNECT_S = 2.0
 """A node on a reachable machine accepts within milliseconds; past this, another one is worth trying."""
+
+
+NOBODY_S = 5.0
+"""How long to go on when no address takes connections at all: long enough for a node to be restarted, and
+short enough that a wrong address is soon called one."""
 
 
 class Request(NamedTuple):
@@ -63,9 +69,7 @@ class Wire:
     """The connections of one client: a pool, the nodes' addresses and the retry rule. Bound to one event
     loop."""
 
-    def __init__(
-        self, endpoints: Endpoints, *, api_key: str | None, timeout_s: float, entropy: Entropy
-    ) -> None:
+    def __init__(self, endpoints: Endpoints, *, api_key: str | None, timeout_s: float, entropy: Entropy) -> None:
         self.endpoints = endpoints
         self._timeout_s = timeout_s
         self._entropy = entropy
@@ -90,7 +94,7 @@ class Wire:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
         backoff = Backoff(len(self.endpoints), self._entropy)
-        attempt, doubt = 0, False
+        attempt, doubt, reached = 0, False, loop.time()
         while True:
             attempt += 1
             url = self.endpoints.current()
@@ -100,18 +104,18 @@ class Wire:
             except _NotSentError as cause:
                 error = Unavailable(f"{url} cannot be reached: {cause}", code="unreachable")
             except _BrokenError as cause:
-                doubt = True
+                doubt, reached = True, loop.time()
                 error = Unavailable(f"{url} did not answer: {cause}", code="no_answer")
             else:
                 if reply.status < 400:
                     return reply
                 error = problems.rebuild(reply.status, reply.headers, reply.body)
-                doubt = doubt or reply.status in MAYBE_DONE
+                doubt, reached = doubt or reply.status in MAYBE_DONE, loop.time()
                 if reply.status not in RETRIED:
                     raise self._outcome(request, error, doubt and reply.status not in DECIDED)
             self.endpoints.failed(url)
             pause = backoff.next_s(error.retry_after_ms)
-            if loop.time() + pause >= deadline:
+            if loop.time() + pause >= min(deadline, reached + NOBODY_S):
                 raise self._outcome(request, error, doubt)
             await asyncio.sleep(pause)
 
@@ -186,7 +190,7 @@ async def _no_silent_resend(request: ClientRequest, handler: ClientHandlerType) 
 
 def _why(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.strerror or str(error.os_error)
+        return os.strerror(error.errno) if error.errno else str(error.os_error)
     if isinstance(error, TimeoutError):
         return "it took too long"
     return str(error) or type(error).__name__

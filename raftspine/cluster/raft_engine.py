@@ -1,14 +1,16 @@
 """PySyncObj, held by the reins: the only module that knows the Raft engine's name.
 
 The engine counts votes, keeps terms, appends and truncates, and decides what is committed. As shipped it also
-loses acknowledged writes in some twenty ways (design/strong-path.md §1), so it is driven by hand and gets to see
-only messages that raft_guard.py has checked. Taken over here: sending entries (flow control is raft_flow.py's),
-applying them (total, and never ahead of the disk), campaigning (PreVote), its journal, its clock and its dice.
-Left unused, with no way in: its sockets, pickle, snapshots, compaction, forwarding and membership changes.
+loses acknowledged writes in some twenty ways (design/strong-path.md §1), so it is driven by hand and gets to
+see only messages that raft_guard.py has checked. Taken over here: sending entries (flow control is
+raft_flow.py's), applying them (total, and never ahead of the disk), campaigning (PreVote), its journal, its
+clock and its dice. Left unused, with no way in: its sockets, pickle, snapshots, compaction, forwarding and
+membership changes.
 
-Its clock and journal factory are looked up in its module's globals. We load a copy of that module for ourselves
-and set them there: a pysyncobj that somebody else imports stays as it is, and each entry into the engine points
-the copy at the clock of the node it acts for, so that many nodes can live in one process on virtual time.
+Its clock and journal factory are looked up in its module's globals. We load a copy of that module for
+ourselves and set them there: a pysyncobj that somebody else imports stays as it is, and each entry into the
+engine points the copy at the clock of the node it acts for, so that many nodes can live in one process on
+virtual time.
 
 Private names hold for one version only; another one is refused.
 """
@@ -219,7 +221,8 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
         self._SyncObj__raftLastApplied = applied
 
     def _first_deadline(self, me: NodeId) -> None:
-        """Spread leadership from the start: the preferred replica campaigns first. A sole voter need not wait."""
+        """Spread leadership from the start: the preferred replica campaigns first. A sole voter need not
+        wait."""
         if len(self._peers) == 1:
             self._SyncObj__raftElectionDeadline = self._now()
         elif self._log.voters[0] == me:
@@ -355,8 +358,8 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
         return self._driver.may_campaign()
 
     def _SyncObj__applyLogEntries(self) -> bool:
-        """Apply in order, each entry once, none that is not on this disk: a sole voter would otherwise show what
-        a power loss takes back, and no state machine may be ahead of its journal."""
+        """Apply in order, each entry once, none that is not on this disk: a sole voter would otherwise show
+        what a power loss takes back, and no state machine may be ahead of its journal."""
         log, applied = self._log, self.applied
         end = min(self.commit, log.durable, applied + self._apply_entries)
         while applied < end:

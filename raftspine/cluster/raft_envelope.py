@@ -1,7 +1,8 @@
 """The content of a log entry: one turn's commands with the leader's time, under our own version number.
 
-The engine's notion of a newer command version makes replicas apply entries twice (design/strong-path.md §1, row
-11), so ours comes first in every entry, and a replica that does not know it stops the group instead of guessing.
+The engine's notion of a newer command version makes replicas apply entries twice (design/strong-path.md §1,
+row 11), so ours comes first in every entry, and a replica that does not know it stops the group instead of
+guessing.
 """
 
 from collections.abc import Sequence

@@ -1,14 +1,15 @@
 """How a leader feeds its followers: as fast as they answer, and no faster.
 
-The engine would send everything it has at each heartbeat, walk a divergence back one entry at a time, and spin
-while a follower needs a snapshot. Here each follower is in one of three states (etcd's `tracker.Progress`):
+The engine would send everything it has at each heartbeat, walk a divergence back one entry at a time, and
+spin while a follower needs a snapshot. Here each follower is in one of three states (etcd's
+`tracker.Progress`):
 
     probing        the shared prefix is unknown: one append at a time, only its own answer counts
     streaming      it is known: up to a window of appends in flight, each sent once
     snapshotting   it needs entries the log no longer has: heartbeats only, until the transfer ended
 
-What is lost on the way is noticed by silence (a few heartbeats) and probed for from the last acknowledged index.
-An index counts as acknowledged only by an answer of the present term; the guard has seen to that.
+What is lost on the way is noticed by silence (a few heartbeats) and probed for from the last acknowledged
+index. An index counts as acknowledged only by an answer of the present term; the guard has seen to that.
 """
 
 from collections import deque
@@ -23,7 +24,8 @@ from raftspine.model import NodeId
 _LONG_AGO = float("-inf")
 
 RETRY_HEARTBEATS = 3
-"""Silence after which an append counts as lost, in heartbeats: longer than a slow sync, far below an election."""
+"""Silence after which an append counts as lost, in heartbeats: longer than a slow sync, far below an
+election."""
 
 SNAPSHOT_BACKOFF_SECONDS = 1.0
 
@@ -70,7 +72,8 @@ class Flow:
         self.snapshots_wanted: list[NodeId] = []
         """Followers for whom a transfer must be started; emptied by the host."""
         self.forgetful: dict[NodeId, int] = {}
-        """How often a follower denied what it had acknowledged: it lost its journal and needs a new identity."""
+        """How often a follower denied what it had acknowledged: it lost its journal and needs a new
+        identity."""
 
     def begin(self) -> None:
         """Took office: nothing is known of anybody."""
@@ -167,9 +170,7 @@ class Flow:
             return
         match = self._engine.match(peer)
         if previous <= match:
-            if (
-                follower.probing
-            ):  # not an old answer: it asked for this very place, which it once acknowledged
+            if follower.probing:  # not an old answer: it asked for this very place, which it once acknowledged
                 self.forgetful[peer] = self.forgetful.get(peer, 0) + 1
             return
         follower.probe(max(min(wanted, previous), match + 1))

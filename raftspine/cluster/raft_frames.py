@@ -1,11 +1,11 @@
 """What Raft nodes say to each other, and which of it may leave before the journal is synced.
 
-A frame is a small array, ``(group, kind, term, …)``, many of them to one message. Each carries the sender's term,
-because an answer from an older term that is taken for a current one commits entries nobody else holds. The table
-says what follows the term; a frame of another shape is refused before any rule looks at it.
+A frame is a small array, ``(group, kind, term, …)``, many of them to one message. Each carries the sender's
+term, because an answer from an older term that is taken for a current one commits entries nobody else holds.
+The table says what follows the term; a frame of another shape is refused before any rule looks at it.
 
-HELD kinds promise something that is in the journal (an entry, a vote): they leave only once it is on disk. The
-others promise nothing a crash could take back: a heartbeat and its echo tell what holds at that moment, a
+HELD kinds promise something that is in the journal (an entry, a vote): they leave only once it is on disk.
+The others promise nothing a crash could take back: a heartbeat and its echo tell what holds at that moment, a
 pre-vote binds nobody, and naming a term only makes the receiver cautious.
 """
 
@@ -48,10 +48,10 @@ def well_formed(frame: Any) -> bool:
     shape = SHAPES.get(kind) if type(kind) is int else None
     if shape is None or len(frame) != len(shape) + 3 or type(frame[0]) is not int:
         return False
-    if type(frame[2]) is not int or not 0 <= frame[2] < _MAX_NUMBER:
+    if not _number(frame[2]):
         return False
-    for wanted, value in zip(shape, frame[3:], strict=True):
-        if type(value) is not wanted or (wanted is int and not 0 <= value < _MAX_NUMBER):
+    for wanted, field in zip(shape, frame[3:], strict=True):
+        if not (_number(field) if wanted is int else type(field) is wanted):
             return False
     return kind != APPEND or all(_entry(entry) for entry in frame[6])
 
@@ -59,5 +59,8 @@ def well_formed(frame: Any) -> bool:
 def _entry(entry: Any) -> bool:
     if not isinstance(entry, (list, tuple)) or len(entry) != 2:
         return False
-    term, command = entry
-    return type(term) is int and 0 <= term < _MAX_NUMBER and type(command) is bytes and len(command) > 0
+    return _number(entry[0]) and type(entry[1]) is bytes and len(entry[1]) > 0
+
+
+def _number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MAX_NUMBER

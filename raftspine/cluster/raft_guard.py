@@ -1,8 +1,8 @@
 """The rules every frame must pass before the engine may act on it.
 
-The engine trusts what it is told: it counts a vote twice, takes an answer from an older term for a current one,
-cuts entries that do not conflict, and calls a tail committed that nobody compared. Each check below closes one of
-these (numbers: design/strong-path.md §1), and each has a test that loses data without it:
+The engine trusts what it is told: it counts a vote twice, takes an answer from an older term for a current
+one, cuts entries that do not conflict, and calls a tail committed that nobody compared. Each check below
+closes one of these (numbers: design/strong-path.md §1), and each has a test that loses data without it:
 
     1   entries are cut only where a term differs             4   answers count in their own term only
     5   commit never passes what this leader has verified     6   a member's vote counts once, others' never
@@ -92,8 +92,8 @@ class Guard:
         return self._now() < self._forced_until
 
     def may_campaign(self) -> bool:
-        """Asked when an election is due. Only a node that a majority would vote for may raise the term: one that
-        was merely cut off would otherwise depose a healthy leader on its return."""
+        """Asked when an election is due. Only a node that a majority would vote for may raise the term: one
+        that was merely cut off would otherwise depose a healthy leader on its return."""
         now, engine = self._now(), self._engine
         if not self._peers or self.forced():
             return True
@@ -107,9 +107,7 @@ class Guard:
             self._granted, self._ballot_term = set(), engine.term
             self._next_ballot = now + self._patience * (0.3 + 0.4 * self._chance())
             for peer in self._peers:
-                self._emit(
-                    peer, frames.PREVOTE, engine.term, self._ballot, self._log.last, self._log.last_term
-                )
+                self._emit(peer, frames.PREVOTE, engine.term, self._ballot, self._log.last, self._log.last_term)
         return False
 
     def _prevote(self, source: NodeId, term: int, ballot: int, last: int, last_term: int) -> None:

@@ -1,16 +1,17 @@
 """The node's Raft driver: every group of this node, one turn at a time, one sync for all of them.
 
-A vote, an acknowledgement or an entry that leaves before it is on disk is a promise a power loss breaks. So a turn
-is: take in what arrived and what was proposed, let each group that has work do it, commit the journal once, and
-only then send the frames that rest on it. While a sync is under way further turns gather behind it; what they
-hold back leaves with the next one. Results need no such wait: a group applies only what is on its own disk.
+A vote, an acknowledgement or an entry that leaves before it is on disk is a promise a power loss breaks. So a
+turn is: take in what arrived and what was proposed, let each group that has work do it, commit the journal
+once, and only then send the frames that rest on it. While a sync is under way further turns gather behind it;
+what they hold back leaves with the next one. Results need no such wait: a group applies only what is on its
+own disk.
 
     frames, proposals -> turn of each dirty group -> journal.commit ────► held frames, flush waiters
                                        └─ express frames, results (at once)
 
-When the journal cannot be written nothing is acknowledged: held frames are dropped, leadership is given up, frames
-are ignored, and the commit is tried again until the disk takes it. Memory stays ahead of the disk meanwhile, which
-is harmless because nobody was told.
+When the journal cannot be written nothing is acknowledged: held frames are dropped, leadership is given up,
+frames are ignored, and the commit is tried again until the disk takes it. Memory stays ahead of the disk
+meanwhile, which is harmless because nobody was told.
 
 There is no thread and no task per proposal here; time comes from the Clock and the loop, chance from Entropy.
 """
@@ -25,12 +26,14 @@ import structlog
 
 from raftspine.cluster import raft_frames
 from raftspine.cluster.raft_group import Outgoing, RaftGroup
+from raftspine.cluster.raft_outbox import Outbox
 from raftspine.cluster.raft_snapshot import METHOD as SNAPSHOT_METHOD
-from raftspine.cluster.raft_snapshot import SnapshotReceiver, SnapshotSender
+from raftspine.cluster.raft_snapshot import SnapshotReceiver
 from raftspine.cluster.raft_types import GroupLog, RaftJournal, RaftLimits, RaftTiming
+from raftspine.cluster.raft_workers import Workers
 from raftspine.errors import Corrupt, Misuse, NoSpace, SpineError, Unavailable
 from raftspine.model import GroupId, NodeId
-from raftspine.ports import Clock, Entropy, LogStatus, Position, Rpc, StateMachine
+from raftspine.ports import Clock, Entropy, LogStatus, Rpc, StateMachine
 
 __all__ = ["RaftHost", "RaftLimits", "RaftTiming"]
 
@@ -39,19 +42,12 @@ METHOD = "raft"
 CAST_BYTES = 1 << 20
 """Frames for one peer are split into messages of about this size, far below what a link carries."""
 
-RETRY_SECONDS = 0.5
-"""Pause between attempts to write a journal that failed."""
-
-COMPACT_SECONDS = 1.0
-BALANCE_SECONDS = 5.0
-HANDOVER_SECONDS = 1.0
-"""How long proposals wait for a transfer of leadership before it is called off: about an election."""
-
 log = structlog.get_logger(__name__)
 
 
 class RaftHost:
-    """`ports.ReplicatedLog` over PySyncObj. Make it, add the groups, then start; one loop, which is the caller's."""
+    """`ports.ReplicatedLog` over PySyncObj. Make it, add the groups, then start; one loop, which is the
+    caller's."""
 
     def __init__(
         self,
@@ -87,31 +83,31 @@ class RaftHost:
         self._turn_due = False
         self._timer: asyncio.TimerHandle | None = None
 
-        self._committing = False
-        self._flying: list[Outgoing] = []
-        self._held: list[Outgoing] = []
-        self._flush_flying: list[Future[None]] = []
-        self._flush_next: list[Future[None]] = []
-
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._receiver = SnapshotReceiver(machine, self._groups, self.flushed, self._mark)
-        self._compacting = False
-        self._next_compaction = 0.0
-        self._next_balance = 0.0
+        self._outbox = Outbox(journal, self._loop, send=self._send, synced=self._synced, failed=self._unwritten)
+        self._workers = Workers(
+            node,
+            self._groups,
+            loop=self._loop,
+            clock=clock,
+            entropy=entropy,
+            rpc=rpc,
+            machine=machine,
+            changed=self._mark,
+        )
+        self._receiver = SnapshotReceiver(machine, self._groups, self._outbox.flushed, self._mark)
         self.ignored_frames = 0
-        """Frames that were malformed, for a group not held here, or arrived while the journal was unwritable."""
+        """Frames that were malformed, for a group not held here, or arrived while the journal was
+        unwritable."""
 
     # ── life ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def add_group(self, group: GroupId, voters: Sequence[NodeId]) -> None:
-        """Take part in a group. `voters`, the preferred leader first, count for a new group only: an old one's are
-        in its journal. Raises Corrupt when journal and state machine contradict each other, Misuse when this
-        node is no voter."""
+        """Take part in a group. `voters`, the preferred leader first, count for a new group only: an old
+        one's are in its journal. Raises Corrupt when journal and state machine contradict each other, Misuse
+        when this node is no voter."""
         state = self._align(group, tuple(voters))
         if self._node not in state.voters:
-            raise Misuse(
-                f"node {self._node} is no voter of group {group}, which has {', '.join(state.voters)}"
-            )
+            raise Misuse(f"node {self._node} is no voter of group {group}, which has {', '.join(state.voters)}")
         made = RaftGroup(
             self._node,
             state,
@@ -152,41 +148,34 @@ class RaftHost:
         self._rpc.serve(METHOD, self._receive)
         self._rpc.serve(SNAPSHOT_METHOD, self._receive_snapshot)
         self._rpc.on_link(self._link_changed)
-        now = self._clock.monotonic()
-        self._next_compaction = now + COMPACT_SECONDS
-        self._next_balance = now + BALANCE_SECONDS * (1 + self._entropy.random())
         for group in self._groups.values():
             self._mark(group)
         self._arm()
 
     async def stop(self) -> None:
-        """Stop taking part: what is on its way to disk gets there, everybody who waits gets an answer. Hand
-        leadership over first (`step_down_all`) when the stop is planned."""
+        """Stop taking part; everybody who waits gets an answer. What was not yet on disk was promised to
+        nobody. Hand leadership over first (`step_down_all`) when the stop is planned."""
         self.kill()
         for group in self._groups.values():
             group.end("this node stopped before the outcome was known")
-        for waiter in [*self._flush_flying, *self._flush_next]:
-            if not waiter.done():
-                waiter.set_exception(Unavailable("this node is stopping"))
-        tasks = [*self._tasks, *self._receiver.tasks()]
+        tasks = [*self._workers.tasks, *self._receiver.tasks()]
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._journal.dirty and not self._committing and self._reason is None:
-            await self._journal.commit()
 
     def kill(self) -> None:
         """Cease at once, as a killed process does: nothing is sent, written or answered any more."""
         self._running = False
+        self._outbox.close(Unavailable("this node is stopping"))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for task in [*self._tasks, *self._receiver.tasks()]:
+        for task in [*self._workers.tasks, *self._receiver.tasks()]:
             task.cancel()
 
     # ── ports.ReplicatedLog ────────────────────────────────────────────────────────────────────────────────
 
     def propose(self, group: GroupId, command: bytes) -> "Future[Any]":
-        """See ports.ReplicatedLog. Also Unavailable(`overloaded`) above the bound on waiting proposals, TooLarge,
-        and NoSpace or Unavailable(`not_ready`) while the journal cannot be written."""
+        """See ports.ReplicatedLog. Also Unavailable(`overloaded`) above the bound on waiting proposals,
+        TooLarge, and NoSpace or Unavailable(`not_ready`) while the journal cannot be written."""
         held = self._groups.get(group)
         if held is None or self._reason is not None or not self._running:
             return self._refused(group)
@@ -220,7 +209,8 @@ class RaftHost:
         return tuple(self._groups)
 
     def on_leader_change(self, changed: Callable[[GroupId, NodeId | None], None]) -> None:
-        """Tell `changed(group, leader)`, from the loop, each time this node learns of another leader or of none."""
+        """Tell `changed(group, leader)`, from the loop, each time this node learns of another leader or of
+        none."""
         self._listeners.append(changed)
 
     def read_only(self) -> str | None:
@@ -235,9 +225,7 @@ class RaftHost:
         future: Future[Any] = self._loop.create_future()
         if group not in self._groups:
             text = f"this node holds no replica of group {group}"
-            future.set_exception(
-                Unavailable(text, code="no_leader", details={"group": group, "leader": None})
-            )
+            future.set_exception(Unavailable(text, code="no_leader", details={"group": group, "leader": None}))
         else:
             future.set_exception(self._unwritable() if self._reason else Unavailable("the node is stopping"))
         return future
@@ -272,98 +260,44 @@ class RaftHost:
                 held += group.held
                 group.held = []
             if group.flow.snapshots_wanted:
-                self._send_snapshots(group)
+                self._workers.send_snapshots(group)
             if group.unfinished:
                 self._mark(group)
             if group.known_leader != before:
                 self._announce(group)
         self._send(express)
-        self._release(held)
+        self._outbox.release(held)
 
     def _announce(self, group: RaftGroup) -> None:
         for changed in self._listeners:
             self._loop.call_soon(changed, group.group, group.known_leader)
 
-    def _release(self, held: list[Outgoing]) -> None:
-        """Send frames once everything recorded so far is on disk."""
-        if self._committing:
-            self._held += held
-        elif self._journal.dirty:
-            self._held += held
-            self._commit()
-        else:
-            self._send(held)
-
-    def _commit(self) -> None:
-        self._committing = True
-        self._flying, self._held = self._held, []
-        self._flush_flying, self._flush_next = self._flush_next, []
-        self._journal.commit().add_done_callback(self._committed)
-
-    def _committed(self, done: "Future[None]") -> None:
-        self._committing = False
-        error = OSError("the journal was closed") if done.cancelled() else done.exception()
-        if not self._running:
-            return
-        if error is not None:
-            self._unwritten(error)
-            return
+    def _synced(self) -> None:
+        """A commit succeeded: what is on disk now may be applied."""
         if self._reason is not None:
-            self._recovered()
-        frames, self._flying = self._flying, []
-        self._send(frames)
-        _resolve(self._flush_flying)
+            log.info("the Raft journal is written again", reason=self._reason)
+            self._reason, self._full = None, False
+            for group in self._groups.values():
+                self._mark(group)
         for group in self._groups.values():
             if group.unfinished:
                 self._mark(group)
-        frames, self._held = self._held, []
-        self._release(frames)
-        if not self._committing:
-            _resolve(self._flush_next)
 
-    def flushed(self) -> "Future[None]":
-        """Resolves when everything recorded so far is on disk; Unavailable when it could not be written."""
-        waiter: Future[None] = self._loop.create_future()
-        if not self._committing and not self._journal.dirty:
-            waiter.set_result(None)
-            return waiter
-        self._flush_next.append(waiter)
-        if not self._committing and self._reason is None:
-            self._commit()
-        return waiter
-
-    # ── a journal that cannot be written ───────────────────────────────────────────────────────────────────
-
-    def _unwritten(self, error: BaseException) -> None:
-        """Nothing that rests on this commit may leave. Try again later."""
+    def _unwritten(self, error: BaseException) -> SpineError:
+        """A commit failed: nothing that rests on it may be acknowledged, and somebody else has to lead."""
         self._full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if self._reason is None:
-            log.error(
-                "the Raft journal cannot be written; this node follows nobody and leads nothing", error=error
-            )
+            log.error("the Raft journal cannot be written; this node takes no part meanwhile", error=error)
         self._reason = f"the Raft journal cannot be written: {error}"
-        self._flying, self._held, self._dirty, self._beat = [], [], {}, False
+        self._dirty.clear()
+        self._beat = False
         refusal = self._unwritable()
-        for waiter in [*self._flush_flying, *self._flush_next]:
-            if not waiter.done():
-                waiter.set_exception(refusal)
-        self._flush_flying, self._flush_next = [], []
         for group in self._groups.values():
             before = group.known_leader
             group.resign(refusal, f"{self._reason}; the entry may still be stored")
             if group.known_leader != before:
                 self._announce(group)
-        self._loop.call_later(RETRY_SECONDS, self._retry)
-
-    def _retry(self) -> None:
-        if self._running and self._reason is not None and not self._committing:
-            self._commit()
-
-    def _recovered(self) -> None:
-        log.info("the Raft journal is written again", reason=self._reason)
-        self._reason, self._full = None, False
-        for group in self._groups.values():
-            self._mark(group)
+        return refusal
 
     # ── the wire ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -409,7 +343,8 @@ class RaftHost:
         self._timer = self._loop.call_later(self._timing.heartbeat_ms / 2000, self._tick)
 
     def _tick(self) -> None:
-        """Twice per heartbeat: all groups that lead beat in the same turn, so that a peer gets one message."""
+        """Twice per heartbeat: all groups that lead beat in the same turn, so that a peer gets one
+        message."""
         self._arm()
         if self._reason is not None:
             return
@@ -418,93 +353,19 @@ class RaftHost:
         for group in self._groups.values():
             if group.needs_turn(self._half):
                 self._mark(group)
-        now = self._clock.monotonic()
-        if now >= self._next_compaction and not self._compacting:
-            self._next_compaction = now + COMPACT_SECONDS
-            self._compact()
-        if now >= self._next_balance:
-            self._next_balance = now + BALANCE_SECONDS
-            self._balance(now)
-
-    def _compact(self) -> None:
-        """Shorten logs that have grown, once the state they led to is on disk."""
-        large = [group for group in self._groups.values() if group.oversized and group.halted is None]
-        if large:
-            self._compacting = True
-            positions = [(group, self._machine.position(group.group)) for group in large]
-            self._spawn(self._compact_to(positions))
-
-    async def _compact_to(self, positions: list[tuple[RaftGroup, Position]]) -> None:
-        try:
-            await self._machine.flush()
-            for group, stored in positions:
-                if not group.installing and group.compact(stored.index):
-                    self._mark(group)
-        except (SpineError, OSError) as error:
-            log.warning("Raft logs were not compacted", error=error)
-        finally:
-            self._compacting = False
-
-    def _send_snapshots(self, group: RaftGroup) -> None:
-        for peer in group.flow.snapshots_wanted:
-            if peer not in group.sending:
-                self._spawn(self._send_snapshot(group, peer))
-            else:
-                group.flow.snapshot_failed(peer, self._clock.monotonic())
-        group.flow.snapshots_wanted = []
-
-    async def _send_snapshot(self, group: RaftGroup, peer: NodeId) -> None:
-        sender = SnapshotSender(self._rpc, self._machine, self._entropy.token_bytes(8))
-        try:
-            index = await sender.send(group, peer)
-            if group.engine.leads:
-                group.flow.snapshot_installed(peer, index)
-        except (SpineError, OSError) as error:
-            log.warning("a Raft snapshot was not transferred", group=group.group, peer=peer, error=error)
-            group.flow.snapshot_failed(peer, self._clock.monotonic())
-        self._mark(group)
-
-    def _spawn(self, work: Any) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: "asyncio.Task[Any]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a Raft worker failed", exc_info=error)
+        self._workers.tick()
 
     # ── leadership on purpose ──────────────────────────────────────────────────────────────────────────────
 
-    def _balance(self, now: float) -> None:
-        """Let the preferred replica lead where it can, one group at a time, so that leaders spread evenly."""
-        for group in self._groups.values():
-            preferred = group.log.voters[0]
-            ready = group.engine.leads and preferred != self._node and group.handover is None
-            if ready and self._rpc.connected(preferred) and group.flow.caught_up(preferred):
-                group.begin_handover(preferred, now + HANDOVER_SECONDS)
-                self._mark(group)
-                return
-
     async def transfer(self, group: GroupId, to: NodeId) -> bool:
-        """Hand leadership of a group to another voter. True once this node leads no more; False when it does not lead
-        or `to` could not take over within about an election."""
+        """Hand leadership of a group to another voter. True once this node leads no more; False when it does
+        not lead or `to` could not take over within about an election."""
         held = self._groups.get(group)
-        if held is None or not held.begin_handover(to, self._clock.monotonic() + HANDOVER_SECONDS):
-            return False
-        self._mark(held)
-        while held.engine.leads and held.handover is not None and self._running:
-            await asyncio.sleep(self._timing.heartbeat_ms / 1000)
-        return not held.engine.leads
+        return held is not None and await self._workers.transfer(held, to)
 
     async def step_down_all(self) -> None:
         """Before a planned stop: give every led group to the reachable follower that has most of its log."""
-        moves = []
-        for group in self._groups.values():
-            reachable = [peer for peer in group.peers if self._rpc.connected(peer)]
-            if group.engine.leads and reachable:
-                moves.append(self.transfer(group.group, max(reachable, key=group.engine.match)))
-        await asyncio.gather(*moves)
+        await self._workers.step_down_all()
 
 
 def _split(frames: list[Sequence[Any]]) -> list[list[Sequence[Any]]]:

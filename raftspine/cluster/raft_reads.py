@@ -1,8 +1,9 @@
 """Linearizable reads without a log entry (ReadIndex, Raft thesis §6.4).
 
-A leader may have been replaced without knowing. Before it tells a reader how far to wait it must be confirmed by a
-majority *after* the reader asked, so every round has a number never used before and only echoes of that number
-or a later one count. A reused number lets an echo from before the question confirm a leader that has fallen since.
+A leader may have been replaced without knowing. Before it tells a reader how far to wait it must be confirmed
+by a majority *after* the reader asked, so every round has a number never used before and only echoes of that
+number or a later one count. A reused number lets an echo from before the question confirm a leader that has
+fallen since.
 
 All reads of a turn share a round; rounds overlap. The index is the commit index when the round began, and the
 leader must have applied an entry of its own term, because before that it may not know what is committed.
@@ -18,7 +19,7 @@ from raftspine.model import NodeId
 
 class _Round(NamedTuple):
     context: int
-    index: int
+    commit: int
     readers: "list[Future[int]]"
 
 
@@ -65,7 +66,7 @@ class Reads:
             done = self._rounds.popleft()
             for reader in done.readers:
                 if not reader.done():
-                    reader.set_result(done.index)
+                    reader.set_result(done.commit)
 
     def fail(self, error: SpineError) -> None:
         """Leadership is gone: nobody can be told anything."""

@@ -1,14 +1,14 @@
 """Bringing a follower up to date with the whole state, when the log no longer reaches back far enough.
 
-The engine's own transfer answers "success" for a snapshot that failed to load, and a leader believes it. Here a
-follower collects the chunks, compares their SHA-256, lets the state machine install them atomically and durably,
-moves its log's base, and answers only when that is in its journal too. Until then nothing of the old state is
-touched; a chunk that comes twice or too late changes nothing; entries above the snapshot stay unless they
-contradict it.
+The engine's own transfer answers "success" for a snapshot that failed to load, and a leader believes it. Here
+a follower collects the chunks, compares their SHA-256, lets the state machine install them atomically and
+durably, moves its log's base, and answers only when that is in its journal too. Until then nothing of the old
+state is touched; a chunk that comes twice or too late changes nothing; entries above the snapshot stay unless
+they contradict it.
 
-The sender goes chunk by chunk over the bulk lane, each a call that answers which chunk is wanted next, so a broken
-link costs one chunk, not the transfer. Bodies are ``[group, term, transfer, number, data, final]``, where `final` is
-None, or in the last ``[index, term, time_ms, voters, sha256]`` with no data.
+The sender goes chunk by chunk over the bulk lane, each a call that answers which chunk is wanted next, so a
+broken link costs one chunk, not the transfer. Bodies are ``[group, term, transfer, number, data, final]``,
+where `final` is None, or in the last ``[index, term, time_ms, voters, sha256]`` with no data.
 """
 
 import asyncio
@@ -23,10 +23,11 @@ from raftspine.ports import Position, Rpc, StateMachine
 
 METHOD = "raft.snapshot"
 
-CHUNK_TIMEOUT_MS = 5_000
-INSTALL_TIMEOUT_MS = 60_000
-ATTEMPTS = 8
-"""Tries for one chunk before the transfer is given up; the flow asks for a new one when it is still needed."""
+CHUNK_TIMEOUT_MS = 2_000
+ATTEMPTS = 20
+"""Tries for one chunk before the transfer is given up; the flow asks for a new one when it is still needed.
+The last chunk's answer comes only after the installation, so these also bound how long that is waited for;
+should it take longer, the next probe finds it done."""
 
 RETRY_SECONDS = 0.25
 
@@ -42,32 +43,29 @@ class SnapshotSender:
         self._transfer = transfer
 
     async def send(self, group: RaftGroup, peer: NodeId) -> int:
-        """The snapshot's index, once the follower has installed it. Raises Unavailable or Unknown when the transfer
-        failed or leadership was lost; the follower's state is then untouched, or has been replaced entirely."""
+        """The snapshot's index, once the follower has installed it. Raises Unavailable or Unknown when the
+        transfer failed or leadership was lost; the follower's state is then untouched, or has been replaced
+        entirely."""
         term, digest, number = group.engine.term, hashlib.sha256(), 0
         at, chunks = await self._machine.snapshot(group.group)
         group.sending[peer] = at.index
-        try:
-            async for data in chunks:
-                digest.update(data)
-                await self._deliver(group, peer, term, number, data, None)
-                number += 1
-            final = [at.index, at.term, group.applied_ms, group.log.voters, digest.digest()]
-            await self._deliver(group, peer, term, number, b"", final)
-        finally:
-            del group.sending[peer]
+        async for data in chunks:
+            digest.update(data)
+            await self._deliver(group, peer, term, number, data, None)
+            number += 1
+        final = [at.index, at.term, group.applied_ms, group.log.voters, digest.digest()]
+        await self._deliver(group, peer, term, number, b"", final)
         return at.index
 
     async def _deliver(
         self, group: RaftGroup, peer: NodeId, term: int, number: int, data: bytes, final: list[Any] | None
     ) -> None:
         body = [group.group, term, self._transfer, number, data, final]
-        timeout_ms = CHUNK_TIMEOUT_MS if final is None else INSTALL_TIMEOUT_MS
         for _ in range(ATTEMPTS):
             if not group.engine.leads or group.engine.term != term:
                 raise Unavailable("leadership was lost during a snapshot", code="no_leader")
             try:
-                wanted = await self._rpc.call(peer, METHOD, body, timeout_ms=timeout_ms, bulk=True)
+                wanted = await self._rpc.call(peer, METHOD, body, timeout_ms=CHUNK_TIMEOUT_MS, bulk=True)
             except (Unavailable, Unknown):
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
@@ -112,7 +110,8 @@ class SnapshotReceiver:
         self._changed = changed
         self._incoming: dict[GroupId, _Incoming] = {}
         self._finished: dict[GroupId, tuple[bytes, int]] = {}
-        """Last transfer installed, and its answer: the sender repeats the last chunk when the answer was lost."""
+        """Last transfer installed, and its answer: the sender repeats the last chunk when the answer was
+        lost."""
 
     def tasks(self) -> list["asyncio.Task[int]"]:
         """Installations under way."""
@@ -130,9 +129,7 @@ class SnapshotReceiver:
         incoming = self._incoming.get(group)
         if incoming is None or (incoming.source, incoming.transfer) != (source, transfer):
             if incoming is not None and incoming.outcome is not None and not incoming.outcome.done():
-                raise Unavailable(
-                    "another snapshot is being installed", code="overloaded", retry_after_ms=500
-                )
+                raise Unavailable("another snapshot is being installed", code="overloaded", retry_after_ms=500)
             incoming = self._incoming[group] = _Incoming(source, transfer)
         if number != len(incoming.chunks):
             return len(incoming.chunks)

@@ -13,8 +13,8 @@ Row = tuple[bytes, int, int]
 
 
 class RaftTiming(NamedTuple):
-    """Milliseconds. An election starts after a silence drawn from `election_min_ms` to `election_max_ms`; a leader
-    that has not heard a majority for `check_quorum_ms` steps down."""
+    """Milliseconds. An election starts after a silence drawn from `election_min_ms` to `election_max_ms`; a
+    leader that has not heard a majority for `check_quorum_ms` steps down."""
 
     heartbeat_ms: int = 100
     election_min_ms: int = 1000
@@ -48,10 +48,11 @@ class RaftLimits(NamedTuple):
 
 
 class GroupLog(Protocol):
-    """One group's stored Raft state. ``rows[0]`` is the base: the place up to which entries have left the log.
+    """One group's stored Raft state. ``rows[0]`` is the base: the place up to which entries have left the
+    log.
 
-    `durable` is the highest index on disk. Every method changes memory at once and the disk with the journal's
-    next commit.
+    `durable` is the highest index on disk. Every method changes memory at once and the disk with the
+    journal's next commit.
     """
 
     group: GroupId
@@ -61,7 +62,7 @@ class GroupLog(Protocol):
     voters: tuple[NodeId, ...]
     time_ms: int
     durable: int
-    bytes: int
+    size_bytes: int
 
     @property
     def base(self) -> int: ...
@@ -96,6 +97,6 @@ class RaftJournal(Protocol):
     ) -> GroupLog: ...
 
     def commit(self) -> "Future[None]":
-        """Resolves when everything recorded so far is on disk; OSError when it may not be, after which the next
-        commit writes everything anew."""
+        """Resolves when everything recorded so far is on disk; OSError when it may not be, after which the
+        next commit writes everything anew."""
         ...

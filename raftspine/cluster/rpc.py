@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 
 class Rpcs:
-    """`ports.Rpc` over any `ports.Transport`. Make it on the running loop and before the transport starts."""
+    """`ports.Rpc` over any `ports.Transport`. Make it before the transport starts."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ _TEN_MINUTES_MS = 600_000
 def text(scalar: Scalar) -> str:
     """1 to 255 printable characters."""
     if scalar.kind not in ("str", "env"):
-        raise Wrong(f"{scalar.text!r} reads as a {scalar.kind} in YAML", f'put it in quotes: "{scalar.text}"')
+        raise Wrong(f"{scalar.text!r} reads as {scalar.kind} in YAML", f'put it in quotes: "{scalar.text}"')
     if not 1 <= len(scalar.text) <= 255 or not scalar.text.isprintable():
         raise Wrong("must be 1 to 255 printable characters")
     return scalar.text

@@ -134,9 +134,7 @@ def build(
     """Wire the table of routes to the services. Request ids are unique across nodes and boots: a random
     prefix and a count."""
     docs: list[bytes] = []
-    routes = table(
-        MemoryHandlers(memories, limits), ClusterHandlers(cluster, memories, limits, lambda: docs[0])
-    )
+    routes = table(MemoryHandlers(memories, limits), ClusterHandlers(cluster, memories, limits, lambda: docs[0]))
     docs.append(document(routes, cluster.version))
     bound = [Bound(route, limits.batch_body_bytes if route.large else limits.body_bytes) for route in routes]
     return FrontDoor(

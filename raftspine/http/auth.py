@@ -7,10 +7,11 @@ about.
 """
 
 from collections.abc import Mapping
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 from hashlib import sha256
-from ipaddress import ip_address
 
+from raftspine.config.apikeys import KeyRole
+from raftspine.config.checks import is_loopback
 from raftspine.errors import Forbidden, Misuse, Unauthorized
 
 
@@ -23,15 +24,13 @@ class Access(IntEnum):
     OPERATE = 3
 
 
-class KeyRole(StrEnum):
-    """What a key may do, by the name used in the key file."""
-
-    READER = "reader"
-    WRITER = "writer"
-    OPERATOR = "operator"
-
-
-GRANTS = {KeyRole.READER: Access.READ, KeyRole.WRITER: Access.WRITE, KeyRole.OPERATOR: Access.OPERATE}
+GRANTS = {
+    KeyRole.READER: Access.READ,
+    KeyRole.WRITER: Access.WRITE,
+    KeyRole.OPERATOR: Access.OPERATE,
+    KeyRole.APPROVER: Access.READ,
+}
+"""An approver decides gates; of memories it may only read."""
 
 
 class Auth:
@@ -64,9 +63,7 @@ class Auth:
         if granted is None:
             raise Unauthorized("this API key is not known")
         if granted < needs:
-            raise Forbidden(
-                f"this API key may not {needs.name.lower()}", details={"needs": needs.name.lower()}
-            )
+            raise Forbidden(f"this API key may not {needs.name.lower()}", details={"needs": needs.name.lower()})
 
     def check_bind(self, host: str) -> None:
         """Misuse for an address beyond loopback while there are no keys."""
@@ -75,14 +72,3 @@ class Auth:
                 f"refusing to serve HTTP on {host} without API keys: anyone who reaches it could write. "
                 "Configure security.api_keys, or bind to 127.0.0.1"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """True only for addresses no other machine can reach; a name other than localhost could resolve
-    anywhere."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -67,9 +67,7 @@ class Call:
 
     def raw(self, data: bytes, content_type: str) -> Reply:
         """A reply whose format does not depend on the client."""
-        return Reply(
-            200, f"{self.heads.start(content_type, self.now)}X-Request-Id: {self.request_id}\r\n", data
-        )
+        return Reply(200, f"{self.heads.start(content_type, self.now)}X-Request-Id: {self.request_id}\r\n", data)
 
     def problem(self, error: SpineError) -> Reply:
         """The envelope for a failure."""

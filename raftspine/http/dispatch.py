@@ -103,9 +103,7 @@ def _fits(template: list[str], parts: list[str]) -> bool:
 def _wrong_method(method: str, allowed: list[str]) -> MethodNotAllowed:
     if "GET" in allowed:
         allowed = [*allowed, "HEAD"]
-    return MethodNotAllowed(
-        f"{method[:32]} is not possible here; {', '.join(allowed)}", details={"allow": allowed}
-    )
+    return MethodNotAllowed(f"{method[:32]} is not possible here; {', '.join(allowed)}", details={"allow": allowed})
 
 
 def _unknown(path: str) -> NotFound:

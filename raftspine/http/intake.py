@@ -21,9 +21,7 @@ async def read_body(request: web.BaseRequest, limit: int) -> bytes:
     (compressed)."""
     content = request.content
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":
-        raise UnsupportedMedia(
-            "send the body without Content-Encoding", details={"field": "Content-Encoding"}
-        )
+        raise UnsupportedMedia("send the body without Content-Encoding", details={"field": "Content-Encoding"})
     if content.is_eof():
         data = content.read_nowait()
         if len(data) > limit:
@@ -58,6 +56,4 @@ async def _read_rest(request: web.BaseRequest, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> TooLarge:
-    return TooLarge(
-        f"a body of at most {limit} bytes is accepted here", details={"field": "$", "limit": limit}
-    )
+    return TooLarge(f"a body of at most {limit} bytes is accepted here", details={"field": "$", "limit": limit})

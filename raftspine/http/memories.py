@@ -213,11 +213,7 @@ class MemoryHandlers:
         check_id(id, self._limits)
         answer = await self._memories.get(self._ask(call), id)
         known = call.headers.get(parse.IF_NONE_MATCH)
-        if (
-            known is not None
-            and answer.stored is not None
-            and parse.etag_matches(known, answer.stored.version)
-        ):
+        if known is not None and answer.stored is not None and parse.etag_matches(known, answer.stored.version):
             return call.empty(304, f'ETag: "{answer.stored.version}"\r\n{answer_lines(answer)}')
         answer.created = False
         return self._stored(call, answer)
@@ -236,9 +232,7 @@ class MemoryHandlers:
         query: ListParams = call.query
         since = query.updated_since
         if query.limit > self._limits.list_limit:
-            raise InvalidRequest(
-                f"at most {self._limits.list_limit}", field="limit", limit=self._limits.list_limit
-            )
+            raise InvalidRequest(f"at most {self._limits.list_limit}", field="limit", limit=self._limits.list_limit)
         page = await self._memories.list(
             self._ask(call),
             ListQuery(
@@ -288,9 +282,7 @@ class MemoryHandlers:
             if isinstance(outcome, Answer) and outcome.token is not None:
                 token = outcome.token
             results.append(self._result(call, outcome))
-        return call.reply(
-            200, BatchResults(results), "" if token is None else f"X-Spine-Session: {token}\r\n"
-        )
+        return call.reply(200, BatchResults(results), "" if token is None else f"X-Spine-Session: {token}\r\n")
 
     def _line(self, call: Call, raw: msgspec.Raw, at: int, ask: Ask) -> BatchOp | SpineError:
         try:
@@ -315,6 +307,4 @@ class MemoryHandlers:
             return BatchResult(status, error=body)
         if outcome.stored is None:
             return BatchResult(204)
-        return BatchResult(
-            201 if outcome.created else 200, render.record(outcome.stored, advisory=outcome.advisory)
-        )
+        return BatchResult(201 if outcome.created else 200, render.record(outcome.stored, advisory=outcome.advisory))

@@ -92,9 +92,7 @@ def model(name: str, field: str) -> Model:
     found = _MODELS.get(name)
     if found is None:
         allowed = list(_MODELS)
-        raise InvalidRequest(
-            f"no such consistency model; one of: {', '.join(allowed)}", field=field, allowed=allowed
-        )
+        raise InvalidRequest(f"no such consistency model; one of: {', '.join(allowed)}", field=field, allowed=allowed)
     return found
 
 
@@ -182,9 +180,7 @@ def body_is_msgpack(content_type: str) -> bool:
     if _is_msgpack(name):
         return True
     charset = re.search(r'charset\s*=\s*"?([^\s;"]+)', params, re.IGNORECASE)
-    if name.strip().lower() == "application/json" and (
-        not charset or charset[1].lower() in ("utf-8", "utf8")
-    ):
+    if name.strip().lower() == "application/json" and (not charset or charset[1].lower() in ("utf-8", "utf8")):
         return False
     raise UnsupportedMedia(
         "send application/json (UTF-8) or application/msgpack as Content-Type",

@@ -15,7 +15,7 @@ from msgspec import UNSET, structs
 
 from raftspine.core.ledger import commands
 from raftspine.core.ledger.commands import Condition, DeleteMemory, MemoryCommand, PatchMemory, PutMemory
-from raftspine.core.ledger.outcomes import Outcome, Status
+from raftspine.core.ledger.outcomes import Status
 from raftspine.core.routing import Router
 from raftspine.core.session import Token
 from raftspine.core.version_text import log_origin, strong_version_text
@@ -25,6 +25,7 @@ from raftspine.ports import Clock, Entropy, ReplicatedLog
 from raftspine.services import compose
 from raftspine.services.forward import Forwarder
 from raftspine.services.listing import Listing
+from raftspine.services.refusals import refusal
 from raftspine.services.replica import RingReplica
 from raftspine.services.requests import Requests, digest_of, fingerprint_of
 from raftspine.services.ring import RingPath, shown, version_text
@@ -451,7 +452,9 @@ class Memories:
             if outcome.status is not Status.RING_BEHIND:
                 break
             await self._strong.barrier(group, self._strong_timeout_ms)
-        _raise_refusal(outcome, command.id, expect)
+        refused = refusal(outcome, header=expect.header, patch=isinstance(command, PatchMemory))
+        if refused is not None:
+            raise refused
         fresh = self._sessions.extend(token)
         fresh.logged(group, index)
         stored = None
@@ -491,9 +494,13 @@ class Memories:
         if found is None:
             return None
         if found.void:
-            raise _voided()
+            raise Conflict("this request was voided and will never apply", code="request_voided")
         if found.fingerprint != fingerprint:
-            raise _reused()
+            raise InvalidRequest(
+                "this Idempotency-Key was used for another request",
+                code="idempotency_key_reused",
+                field="Idempotency-Key",
+            )
         record = await self._ring.merged(group, id)
         for version in record.versions if record else ():
             if version.dot == (found.origin, found.seq):
@@ -566,32 +573,3 @@ def _mismatch(expect: Expect, current: str | None) -> SpineError:
     if expect.header:
         return PreconditionFailed(message, details=details)
     return Conflict(message, details=details)
-
-
-def _raise_refusal(outcome: Outcome, id: str, expect: Expect) -> None:
-    """Turn an outcome that changed nothing into the error the caller knows. Deleting what is absent is no error."""
-    status = outcome.status
-    if status is Status.VERSION_CONFLICT:
-        raise _mismatch(expect, outcome.current)
-    if status is Status.ABSENT and outcome.reason:
-        raise NotFound(f"no memory {id!r}", details={"confirmed": True})
-    if status is Status.REQUEST_REUSED:
-        raise _reused()
-    if status is Status.VOIDED:
-        raise _voided()
-    if status in (Status.INVALID, Status.MALFORMED):
-        raise InvalidRequest(f"the log refused the command: {outcome.reason}")
-    if status is Status.RING_BEHIND:
-        raise Unavailable(
-            "this replica has not caught up with the memory's last demotion", code="not_ready", retry_after_ms=200
-        )
-
-
-def _reused() -> InvalidRequest:
-    return InvalidRequest(
-        "this Idempotency-Key was used for another request", code="idempotency_key_reused", field="Idempotency-Key"
-    )
-
-
-def _voided() -> Conflict:
-    return Conflict("this request was voided and will never apply", code="request_voided")

@@ -44,6 +44,7 @@ class RingReplica:
         self._next: dict[GroupId, int] = {}
         self._waiting: dict[GroupId, list[tuple[dict[str, int], Future[bool]]]] = {}
         self._stable: dict[GroupId, Vector] = {}
+        self._floors: dict[GroupId, dict[str, int]] = {}
 
     # ── groups ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -176,6 +177,7 @@ class RingReplica:
         vector = self._vectors[group]
         vector.join(floor)
         self.engine.stage(rows.vector_rows(group, vector))
+        self._floors.pop(group, None)
         if group in self._waiting:
             self._wake(group)
 
@@ -235,22 +237,28 @@ class RingReplica:
         return vector is not None and vector.base.get(origin, 0) >= seq
 
     def trim(self, group: GroupId, limit: int) -> int:
-        """Remove at most `limit` dot rows that every replica has; returns how many went."""
+        """Remove at most `limit` dot rows that every replica has; returns how many went. Between the floor and the
+        vector's base every number has a row, so nothing needs to be searched for."""
         stable = self._stable.get(group)
         if stable is None:
             return 0
-        gone, staged = 0, []
+        vector, floors = self._vectors[group], self._floors.setdefault(group, {})
+        left, staged = limit, list[Row]()
         for origin, through in stable.base.items():
-            if gone >= limit:
+            if left <= 0:
                 break
-            through = min(through, self._vectors[group].base.get(origin, 0))
-            old = rows.trimmable(self.engine, group, origin, through, limit - gone)
-            if old:
-                gone += len(old)
-                staged += [rows.dot_gone(group, origin, seq) for seq in old]
-                staged.append(rows.vector_row(group, origin, max(old), ()))
-        self.engine.stage(staged)
-        return gone
+            floor = floors.get(origin)
+            if floor is None:
+                floor = rows.floor(self.engine, group, origin)
+            through = min(through, vector.base.get(origin, 0), floor + left)
+            if through > floor:
+                staged += [rows.dot_gone(group, origin, seq) for seq in range(floor + 1, through + 1)]
+                staged.append(rows.vector_row(group, origin, through, ()))
+                left -= through - floor
+            floors[origin] = max(floor, through)
+        if staged:
+            self.engine.stage(staged)
+        return limit - left
 
 
 def covers(context: dict[str, int], version: Version) -> bool:

@@ -1,11 +1,12 @@
 """A disk that keeps what was synced, and of the rest whatever the seed says.
 
-A real disk forgets unsynced bytes only when the power fails at the right moment, which no test can arrange. This one
-does it on request: at a crash each file keeps its synced part and a random share of what was appended since,
-possibly torn within a record, possibly with a hole of zeros, as page caches leave it. It can also be full, or fail.
+A real disk forgets unsynced bytes only when the power fails at the right moment, which no test can arrange.
+This one does it on request: at a crash each file keeps its synced part and a random share of what was
+appended since, possibly torn within a record, possibly with a hole of zeros, as page caches leave it. It can
+also be full, or fail.
 
-`SimDisk` is one node's disk; its directories are `ports.Directory`, its files `ports.AppendFile`. After a crash the
-handles of the dead process still exist in the simulation and no longer reach anything.
+`SimDisk` is one node's disk; its directories are `ports.Directory`, its files `ports.AppendFile`. After a
+crash the handles of the dead process still exist in the simulation and no longer reach anything.
 """
 
 import asyncio
@@ -29,9 +30,7 @@ class _File:
 class SimDisk:
     """`sync_seconds`: shortest and longest time a sync takes."""
 
-    def __init__(
-        self, loop: VirtualLoop, dice: Dice, *, sync_seconds: tuple[float, float] = (0.0002, 0.002)
-    ) -> None:
+    def __init__(self, loop: VirtualLoop, dice: Dice, *, sync_seconds: tuple[float, float] = (0.0002, 0.002)) -> None:
         self.loop = loop
         self.dice = dice
         self.sync_seconds = sync_seconds

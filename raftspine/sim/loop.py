@@ -1,9 +1,9 @@
 """Time that passes only when nobody has anything to do, and chance that repeats: one seed in, one run out.
 
-A distributed fault is worth nothing if it cannot be played again. The loop here is an ordinary asyncio loop whose
-clock stands still while callbacks run and jumps to the next timer when none is ready; so an hour of elections
-takes a second, and no run depends on how fast the machine is. It waits for nothing outside itself: code that
-opens a socket or starts a thread does not belong on it and fails.
+A distributed fault is worth nothing if it cannot be played again. The loop here is an ordinary asyncio loop
+whose clock stands still while callbacks run and jumps to the next timer when none is ready; so an hour of
+elections takes a second, and no run depends on how fast the machine is. It waits for nothing outside itself:
+code that opens a socket or starts a thread does not belong on it and fails.
 
 An exception in a callback ends the run instead of going to a log nobody reads.
 """
@@ -20,8 +20,8 @@ _MASK = (1 << 64) - 1
 class Dice:
     """Repeatable chance (SplitMix64, Steele et al. 2014), also a ports.Entropy.
 
-    Not the standard library's generator: its sequences are not promised to stay the same, and a seed that found
-    a bug must find it again in five years.
+    Not the standard library's generator: its sequences are not promised to stay the same, and a seed that
+    found a bug must find it again in five years.
     """
 
     def __init__(self, seed: int) -> None:
@@ -133,7 +133,8 @@ class VirtualClock:
 
 
 def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]], *, seed: int = 0) -> T:
-    """Run `main(loop)` on a virtual loop of its own. Raises what it raised, or the first fault in a callback."""
+    """Run `main(loop)` on a virtual loop of its own. Raises what it raised, or the first fault in a
+    callback."""
     loop = VirtualLoop(seed)
     try:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:

@@ -1,12 +1,14 @@
-"""A network that delays, loses, repeats, cuts and resets, by seed; each node's end of it is a ports.Transport.
+"""A network that delays, loses, repeats, cuts and resets, by seed; each node's end of it is a
+ports.Transport.
 
 Two manners, because they break different things. *Links* behave as TCP does: in order and complete within one
-connection; a cut holds messages back until it heals, or until the connection is given up, which loses what was in
-flight and tells both ends. *Datagrams* have no order: messages overtake, vanish and come twice, which no real link
-does but which every protocol above must survive.
+connection; a cut holds messages back until it heals, or until the connection is given up, which loses what
+was in flight and tells both ends. *Datagrams* have no order: messages overtake, vanish and come twice, which
+no real link does but which every protocol above must survive.
 
 A message crosses as msgpack, so that nobody shares an object with a peer or sends what cannot be encoded. The
-lanes of a pair are independent. Nothing is delivered to a node that left, nor over a connection that was reset.
+lanes of a pair are independent. Nothing is delivered to a node that left, nor over a connection that was
+reset.
 """
 
 from collections.abc import Callable, Sequence
@@ -102,14 +104,7 @@ class Network:
 
     def partition(self, *sides: Sequence[NodeId]) -> Callable[[], None]:
         """Cut every way between different sides; returns what heals these cuts again."""
-        ways = [
-            (a, b)
-            for side in sides
-            for other in sides
-            if side is not other
-            for a in side
-            for b in other
-        ]
+        ways = [(a, b) for side in sides for other in sides if side is not other for a in side for b in other]
         for way in ways:
             self.cut(*way)
 

@@ -4,12 +4,12 @@ A vote or an acknowledgement that a crash can undo lets two leaders share a term
 vanish. So the state a promise rests on (entries, term, vote, base) is first a record here, and `commit`
 resolves when all records made so far are on disk: one sync for all groups. Rules:
 
-* Records of one commit are one log record, so a torn tail loses whole turns, never half of one.
+* The log keeps records in order and cuts only its tail, so what is read back is a state this node was in.
 * `durable` of a group is the highest index known to be on disk; it never covers an entry that was cut since.
 * Entries above a base are kept when the base moves up; only `reset`, called for a snapshot that contradicts
   the log, drops them.
-* The log stays bounded: when it has grown enough, `commit` opens a new segment, restates every group
-  there and removes the older segments once the new one is synced. A restatement replaces a group only when it is
+* The log stays bounded: when it has grown enough, `commit` opens a new segment, restates every group there
+  and removes the older segments once the new one is synced. A restatement replaces a group only when it is
   complete, so a crash in the middle of one changes nothing.
 * After a failed write the disk and memory disagree in an unknown way. The next `commit` first asks the
   disk for a sync, so as not to seal a segment that it still refuses, and then restates everything.
@@ -26,11 +26,7 @@ from typing import Any, NamedTuple, Protocol
 from raftspine import codec
 from raftspine.errors import Corrupt
 from raftspine.model import GroupId, NodeId
-
-Row = tuple[bytes, int, int]
-"""One entry: command, index, term."""
-
-_ENTRY, _CUT, _TERM, _BASE, _STATE = 1, 2, 3, 4, 5
+from raftspine.storage.journal_group import BASE, CUT, ENTRY, STATE, TERM, GroupJournal
 
 _PAYLOAD_BYTES = 1 << 20
 """Records are split into payloads of about this size, so that no record of the log grows without bound."""
@@ -49,126 +45,6 @@ class Log(Protocol):
     def sync(self) -> "Future[None]": ...
     def rotate(self) -> int: ...
     def drop_before(self, position: int) -> None: ...
-
-
-class GroupJournal:
-    """One group's part: the entries above its base, its term and vote, and who votes in it.
-
-    ``rows[0]`` is the base: a place in the log (no command) whose effects the state machine holds, so entries
-    start behind it. Fields are for reading; every change goes through a method, which also records it.
-    """
-
-    __slots__ = ("_journal", "bytes", "cuts", "durable", "group", "rows", "term", "time_ms", "vote", "voters")
-
-    def __init__(
-        self,
-        journal: "Journal",
-        group: GroupId,
-        index: int,
-        term: int,
-        time_ms: int,
-        voters: tuple[NodeId, ...],
-    ) -> None:
-        self._journal = journal
-        self.group = group
-        self.rows: list[Row] = [(b"", index, term)]
-        self.time_ms = time_ms
-        self.voters = voters
-        self.term = term
-        self.vote: str | None = None
-        self.durable = 0
-        self.bytes = 0
-        self.cuts = 0
-
-    @property
-    def base(self) -> int:
-        return self.rows[0][1]
-
-    @property
-    def last(self) -> int:
-        return self.rows[-1][1]
-
-    @property
-    def last_term(self) -> int:
-        return self.rows[-1][2]
-
-    def term_at(self, index: int) -> int:
-        """Term of an entry at or above the base. IndexError outside."""
-        offset = index - self.rows[0][1]
-        if offset < 0:
-            raise IndexError(index)
-        return self.rows[offset][2]
-
-    def append(self, command: bytes, index: int, term: int) -> None:
-        self._add(command, index, term)
-        self._journal.record(self, [_ENTRY, self.group, index, term, command])
-
-    def truncate(self, index: int) -> None:
-        """Cut the entry at `index` and all above it."""
-        self._cut(index)
-        self._journal.record(self, [_CUT, self.group, index])
-
-    def set_term(self, term: int, vote: str | None) -> None:
-        if (term, vote) != (self.term, self.vote):
-            self.term, self.vote = term, vote
-            self._journal.record(self, [_TERM, self.group, term, vote])
-
-    def rebase(self, index: int, term: int, time_ms: int, voters: tuple[NodeId, ...]) -> None:
-        """Forget entries at and below `index`, which this log must hold; keep those above."""
-        self._rebase(index, term, time_ms, voters)
-        self._journal.record(self, [_BASE, self.group, index, term, time_ms, voters])
-
-    def reset(self, index: int, term: int, time_ms: int, voters: tuple[NodeId, ...]) -> None:
-        """Forget every entry: the state machine was replaced by a snapshot at `index`."""
-        self.rows = [(b"", index, term)]
-        self.time_ms, self.voters = time_ms, voters
-        self.durable, self.bytes, self.cuts = 0, 0, self.cuts + 1
-        self._journal.record(self, self.state())
-
-    def state(self) -> list[Any]:
-        """The record that stands for all of this but the entries, which must follow it."""
-        _, index, term = self.rows[0]
-        return [
-            _STATE,
-            self.group,
-            index,
-            term,
-            self.time_ms,
-            self.voters,
-            self.term,
-            self.vote,
-            len(self.rows) - 1,
-        ]
-
-    def entry_records(self) -> list[list[Any]]:
-        return [[_ENTRY, self.group, index, term, command] for command, index, term in self.rows[1:]]
-
-    # Changes without a record: shared by the methods above and by replay.
-
-    def _add(self, command: bytes, index: int, term: int) -> None:
-        if index != self.rows[-1][1] + 1 or term < self.rows[-1][2]:
-            raise ValueError(
-                f"entry {index} of term {term} cannot follow entry {self.last} of term {self.last_term}"
-            )
-        self.rows.append((command, index, term))
-        self.bytes += len(command)
-
-    def _cut(self, index: int) -> None:
-        if not self.base < index <= self.last:
-            raise ValueError(f"cannot cut at {index}: the log holds {self.base + 1} to {self.last}")
-        offset = index - self.base
-        self.bytes -= sum(len(row[0]) for row in self.rows[offset:])
-        del self.rows[offset:]
-        self.durable = min(self.durable, index - 1)
-        self.cuts += 1
-
-    def _rebase(self, index: int, term: int, time_ms: int, voters: tuple[NodeId, ...]) -> None:
-        if not self.base <= index <= self.last or self.term_at(index) != term:
-            raise ValueError(f"base {index} of term {term} is not in the log ({self.base} to {self.last})")
-        offset = index - self.base
-        self.bytes -= sum(len(row[0]) for row in self.rows[1 : offset + 1])
-        self.rows[: offset + 1] = [(b"", index, term)]
-        self.time_ms, self.voters = time_ms, voters
 
 
 class _Mark(NamedTuple):
@@ -218,7 +94,7 @@ class Journal:
         """Begin a group whose state machine stands at `index`. ValueError when it exists already."""
         if group in self._groups:
             raise ValueError(f"group {group} exists")
-        made = self._groups[group] = GroupJournal(self, group, index, term, time_ms, voters)
+        made = self._groups[group] = GroupJournal(self.record, group, index, term, time_ms, voters)
         self.record(made, made.state())
         return made
 
@@ -247,9 +123,7 @@ class Journal:
             self._then(done, self._write, lambda: self._settle(done, marks))
         return done
 
-    def _then(
-        self, done: "Future[None]", start: Callable[[], "Future[None]"], go_on: Callable[[], None]
-    ) -> None:
+    def _then(self, done: "Future[None]", start: Callable[[], "Future[None]"], go_on: Callable[[], None]) -> None:
         """Run one step that ends in a sync; go on when it succeeded, fail `done` and remember it when not."""
 
         def finished(synced: "Future[None]") -> None:
@@ -309,7 +183,7 @@ class Journal:
     def _append(self, records: Sequence[list[Any]]) -> None:
         start, size = 0, 0
         for at, record in enumerate(records):
-            size += len(record[4]) if record[0] == _ENTRY else 0
+            size += len(record[4]) if record[0] == ENTRY else 0
             if size >= _PAYLOAD_BYTES:
                 self._append_payload(records[start : at + 1])
                 start, size = at + 1, 0
@@ -322,7 +196,7 @@ class Journal:
         self._written += len(payload)
 
     def _live_bytes(self) -> int:
-        return sum(group.bytes + 32 * len(group.rows) for group in self._groups.values())
+        return sum(group.size_bytes + 32 * len(group.rows) for group in self._groups.values())
 
 
 class _Replay:
@@ -335,7 +209,8 @@ class _Replay:
     def run(self, log: Log) -> None:
         position = 0
         try:
-            for position, payload in log.replay():
+            for at, payload in log.replay():
+                position = at
                 for record in codec.decode_any(payload):
                     self._one(record)
         except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -349,24 +224,24 @@ class _Replay:
 
     def _one(self, record: list[Any]) -> None:
         kind, group = record[0], GroupId(record[1])
-        if kind == _STATE:
+        if kind == STATE:
             self._begin(group, record)
-        elif kind == _ENTRY:
+        elif kind == ENTRY:
             self._entry(group, record)
-        elif kind == _CUT:
-            self._journal._groups[group]._cut(record[2])
-        elif kind == _TERM:
+        elif kind == CUT:
+            self._journal._groups[group].cut(record[2])
+        elif kind == TERM:
             held = self._journal._groups[group]
             held.term, held.vote = record[2], record[3]
-        elif kind == _BASE:
+        elif kind == BASE:
             index, term, time_ms, voters = record[2:6]
-            self._journal._groups[group]._rebase(index, term, time_ms, tuple(voters))
+            self._journal._groups[group].move_base(index, term, time_ms, tuple(voters))
         else:
             raise ValueError(f"unknown kind of record: {kind}; was it written by a newer version?")
 
     def _begin(self, group: GroupId, record: list[Any]) -> None:
         index, term, time_ms, voters, now_term, vote, count = record[2:9]
-        made = GroupJournal(self._journal, group, index, term, time_ms, tuple(voters))
+        made = GroupJournal(self._journal.record, group, index, term, time_ms, tuple(voters))
         made.term, made.vote = now_term, vote
         self.unfinished[group] = (made, count)
         self._finish(group)
@@ -374,10 +249,10 @@ class _Replay:
     def _entry(self, group: GroupId, record: list[Any]) -> None:
         index, term, command = record[2:5]
         if group not in self.unfinished:
-            self._journal._groups[group]._add(command, index, term)
+            self._journal._groups[group].add(command, index, term)
             return
         made, count = self.unfinished[group]
-        made._add(command, index, term)
+        made.add(command, index, term)
         self.unfinished[group] = (made, count - 1)
         self._finish(group)
 

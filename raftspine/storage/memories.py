@@ -64,7 +64,7 @@ __all__ = [
     "strong_request_row",
     "strong_rows",
     "strong_version",
-    "trimmable",
+    "floor",
     "vector_row",
     "vector_rows",
 ]
@@ -114,9 +114,10 @@ def dots(view: View, group: int, origin: str, lo: int, hi: int, limit: int) -> l
     return [(int.from_bytes(key[-8:], "big"), id.decode()) for key, id in view.scan(first, past, limit=limit)]
 
 
-def trimmable(view: View, group: int, origin: str, through: int, limit: int) -> list[int]:
-    """The lowest seqs still in the log, up to `through`."""
-    return [seq for seq, _ in dots(view, group, origin, 0, through, limit)]
+def floor(view: View, group: int, origin: str) -> int:
+    """The number up to which an origin's dot rows have been trimmed; 0 when none have."""
+    data = view.get(keys.vector(group, origin))
+    return 0 if data is None else int(decode_any(data)[0])
 
 
 def vector_row(group: int, origin: str, base: int, extras: Iterable[int]) -> Row:

@@ -98,6 +98,14 @@ def is_expired(memory: Memory, now_ms: int) -> bool:
 def _index_changes(group: int, id: str, old: Memory | None, new: Memory | None, path: bytes) -> list[Row]:
     if old is None:
         return [] if new is None else [(key, b"") for key in _index_keys(group, id, new, path)]
+    if new is not None and _same_place(old, new):
+        if old.updated_at_ms == new.updated_at_ms:
+            return []
+        tail = id.encode() + path
+        return [
+            (keys.by_time(group, keys.BY_UPDATE, old.updated_at_ms) + tail, None),
+            (keys.by_time(group, keys.BY_UPDATE, new.updated_at_ms) + tail, b""),
+        ]
     before = _index_keys(group, id, old, path)
     if new is None:
         return [(key, None) for key in before]
@@ -105,6 +113,16 @@ def _index_changes(group: int, id: str, old: Memory | None, new: Memory | None, 
     changes: list[Row] = [(key, None) for key in before if key not in now]
     changes += [(key, b"") for key in now if key not in before]
     return changes
+
+
+def _same_place(old: Memory, new: Memory) -> bool:
+    """Whether two memories differ, to the indexes, in their update time at most: the common overwrite."""
+    return (
+        old.agent_id == new.agent_id
+        and old.tags == new.tags
+        and old.namespace == new.namespace
+        and old.expires_at_ms == new.expires_at_ms
+    )
 
 
 def _index_keys(group: int, id: str, memory: Memory, path: bytes) -> list[bytes]:

@@ -144,8 +144,8 @@ class LmdbTree(LmdbView):
                 except SpineError as error:
                     future.set_exception(error)
                 else:
-                    self._transaction.reset()
-                    self._transaction.renew()
+                    self._transaction.abort()
+                    self._transaction = self._environment.begin()
                     future.set_result(None)
                 self._queue.popleft()
         finally:

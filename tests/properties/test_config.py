@@ -30,7 +30,7 @@ section = {
     name: st.dictionaries(st.sampled_from(list(keys)), odd, max_size=4) for name, keys in SETTINGS.items()
 }
 cluster = st.fixed_dictionaries(
-    {}, optional={key: odd for key in CLUSTER_KEYS} | {"nodes": st.lists(node, max_size=4) | odd}
+    {}, optional=dict.fromkeys(CLUSTER_KEYS, odd) | {"nodes": st.lists(node, max_size=4) | odd}
 )
 files = st.fixed_dictionaries(
     {"cluster": cluster | odd},

@@ -1,8 +1,8 @@
 """The ledger against a dumb twin, and its replicas against one another.
 
-The twin keeps one plain dictionary per id and knows the ring as sets of dots; it is told what the coordinator saw.
-Three replicas apply the same commands over *different* local ring states, because only conflicts may depend on
-those.
+The twin keeps one plain dictionary per id and knows the ring as sets of dots; it is told what the coordinator
+saw. Three replicas apply the same commands over *different* local ring states, because only conflicts may depend
+on those.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class LedgerAndTwin(RuleBasedStateMachine):
     def _common(self, id: str, rest: st.DataObject) -> dict[str, Any]:
         known = self.pictures[id]
         age = rest.draw(st.integers(1, min(3, len(known))), label="age of the picture")
-        memory, version, _ = self.twin.base(id, *self._saw(known[-1]), self.now)
+        version = self.twin.base(id, *self._saw(known[-1]), self.now)[1]
         texts = [None, None, "*", "s-3-1-0", version]
         return {
             "expected": Condition(

@@ -1,7 +1,8 @@
 """The merge laws, over histories as replicas really make them: mint from the local record, deliver in any
 order, start a new origin at a reboot, prune contexts.
 
-The twin knows each version's causal past as a plain set of dots and keeps what no other version has in its past.
+The twin knows each version's causal past as a plain set of dots and keeps what no other version has in its
+past.
 """
 
 from __future__ import annotations

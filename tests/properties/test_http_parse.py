@@ -1,4 +1,4 @@
-"""Whatever a client sends, it is read, or refused by name: nothing else ever leaves the parsing of a request."""
+"""Whatever a client sends, it is read or refused by name; nothing else ever leaves the parsing."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -54,11 +54,7 @@ def test_no_bytes_break_the_decoders(data: bytes) -> None:
             assert error.details["field"].startswith("$")
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(["content", "tags", "importance", "metadata", "id", "x", "pinned"]), plain
-    )
-)
+@given(st.dictionaries(st.sampled_from(["content", "tags", "importance", "metadata", "id", "x", "pinned"]), plain))
 def test_every_misfit_names_its_field(body: dict[str, Any]) -> None:
     try:
         parse.decode(msgspec.json.encode(body), JSON)
@@ -70,8 +66,17 @@ def test_every_misfit_names_its_field(body: dict[str, Any]) -> None:
 @given(
     st.dictionaries(
         st.sampled_from(
-            ["X-Agent-Id", "X-Spine-Session", "X-Spine-Consistency", "X-Spine-Max-Wait-Ms", "Idempotency-Key"]
-            + ["X-Spine-Attempt", "If-Match", "If-None-Match", "X-Request-Id"]
+            [
+                "X-Agent-Id",
+                "X-Spine-Session",
+                "X-Spine-Consistency",
+                "X-Spine-Max-Wait-Ms",
+                "Idempotency-Key",
+                "X-Spine-Attempt",
+                "If-Match",
+                "If-None-Match",
+                "X-Request-Id",
+            ]
         ),
         header_text,
     )
@@ -98,13 +103,10 @@ def test_an_encoded_id_comes_back(id: str) -> None:
         encoded = quote(id, safe="")
     except UnicodeEncodeError:
         return
-    if encoded in (".", ".."):
-        return
     route, params = ROUTER.find("GET", f"/v1/memories/{encoded}")
     assert (route.path, params) == ("/v1/memories/{id}", (id,))
-    if encoded:
-        route, params = ROUTER.find("GET", f"/v1/memories/{encoded}/conflicts")
-        assert params == (id,)
+    route, params = ROUTER.find("GET", f"/v1/memories/{encoded}/conflicts")
+    assert (route.path, params) == ("/v1/memories/{id}/conflicts", (id,))
 
 
 @given(
@@ -119,9 +121,7 @@ def test_any_path_is_found_or_refused(path: str, method: str) -> None:
             assert error.message
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(["tag", "limit", "prefix", "nope"]), st.text(max_size=8)), max_size=5)
-)
+@given(st.lists(st.tuples(st.sampled_from(["tag", "limit", "prefix", "nope"]), st.text(max_size=8)), max_size=5))
 def test_a_query_is_read_or_its_parameter_named(pairs: list[tuple[str, str]]) -> None:
     try:
         text = urlencode(pairs)

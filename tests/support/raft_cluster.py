@@ -1,6 +1,8 @@
-"""Several RaftHosts in one process on virtual time, over the real journal and write-ahead log, with a state machine
-that keeps watch: every entry applied anywhere is compared with what the others applied, and counted."""
+"""Several RaftHosts in one process on virtual time, over the real journal and write-ahead log, with a state
+machine that keeps watch: every entry applied anywhere is compared with what the others applied, and
+counted."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -84,8 +86,8 @@ class State:
 
 
 class Machine:
-    """A state machine as the storage engine makes it: applied in memory, on disk a little later, at a crash back to
-    something between the last flush and now."""
+    """A state machine as the storage engine makes it: applied in memory, on disk a little later, at a crash
+    back to something between the last flush and now."""
 
     def __init__(self, node: NodeId, loop: VirtualLoop, dice: Dice, watch: Watch) -> None:
         self.node = node
@@ -137,7 +139,7 @@ class Machine:
         return state.position, chunks()
 
     async def install(self, group: GroupId, at: Position, chunks: Sequence[bytes]) -> None:
-        await _pause(self.loop, self.dice.uniform(0.001, 0.05))
+        await asyncio.sleep(self.dice.uniform(0.001, 0.05))
         state = State.load(b"".join(chunks))
         if state.position != at:
             raise Violation(f"{self.node}: the snapshot says {state.position}, its header {at}")
@@ -148,14 +150,8 @@ class Machine:
         self.watch.count("snapshots installed")
 
     async def flush(self) -> None:
-        await _pause(self.loop, self.dice.uniform(0.001, 0.02))
+        await asyncio.sleep(self.dice.uniform(0.001, 0.02))
         self._store()
-
-
-async def _pause(loop: VirtualLoop, seconds: float) -> None:
-    future = loop.create_future()
-    loop.call_later(seconds, future.set_result, None)
-    await future
 
 
 class Node:
@@ -168,9 +164,7 @@ class Node:
         self.dice = dice
         self.disk = SimDisk(cluster.loop, dice.fork())
         self.machine = Machine(name, cluster.loop, dice.fork(), cluster.watch)
-        self.clock = VirtualClock(
-            cluster.loop, offset_ms=dice.below(4000) - 2000, rate=dice.uniform(0.98, 1.02)
-        )
+        self.clock = VirtualClock(cluster.loop, offset_ms=dice.below(4000) - 2000, rate=dice.uniform(0.98, 1.02))
         self.host: RaftHost | None = None
 
     def start(self) -> None:
@@ -267,11 +261,11 @@ class Cluster:
         while not (value := holds()):
             if self.loop.time() > deadline:
                 raise AssertionError(f"not within {seconds} s: {self.describe()}")
-            await _pause(self.loop, 0.01)
+            await asyncio.sleep(0.01)
         return value
 
     async def pause(self, seconds: float) -> None:
-        await _pause(self.loop, seconds)
+        await asyncio.sleep(seconds)
 
     async def settled(self, seconds: float = 30.0) -> None:
         """All nodes up, and each group's replicas equal."""

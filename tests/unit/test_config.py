@@ -89,7 +89,7 @@ def test_replication_and_consistency_may_stand_at_the_top() -> None:
 
 def test_given_in_both_places_is_a_fault() -> None:
     text = (CONF / "cluster.yaml").read_text() + "replication: {factor: 3}\n"
-    assert "line 23" in faults(text)["replication"]
+    assert "(line 31): is given inside cluster as well (line 20)" in faults(text)["replication"]
 
 
 def test_the_shipped_files_for_one_machine() -> None:
@@ -377,7 +377,7 @@ def test_nodes_on_loopback_need_a_secret_unless_alone_or_in_dev() -> None:
     guard_bind(parse(nodes(3), {}, dev=True), NodeId("n0"))
     guard_bind(parse(nodes(1), {}), NodeId("n0"))
     with pytest.raises(Misuse, match="did you mean 'n0'"):
-        guard_bind(parse(nodes(1), {}), NodeId("no"))
+        guard_bind(parse(nodes(1), {}), NodeId("n00"))
 
 
 def test_a_node_on_the_network_needs_keys_even_in_dev() -> None:

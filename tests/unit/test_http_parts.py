@@ -1,4 +1,4 @@
-"""The parts of the HTTP layer that need no socket: error table, parsing, dispatch, keys, the OpenAPI document."""
+"""What needs no socket: the error table, parsing, dispatch, keys, the OpenAPI document."""
 
 import json
 from hashlib import sha256
@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from raftspine import errors
+from raftspine.config.apikeys import KeyRole
+from raftspine.config.checks import is_loopback
 from raftspine.core.limits import Limits
 from raftspine.errors import Forbidden, InvalidRequest, Misuse, SpineError, Unauthorized
 from raftspine.http import parse, render
-from raftspine.http.auth import Access, Auth, is_loopback
+from raftspine.http.auth import GRANTS, Access, Auth
 from raftspine.http.cluster import ClusterHandlers
 from raftspine.http.dispatch import Bound, Router
 from raftspine.http.fake import FakeClock, FakeCluster, FakeMemories
@@ -28,9 +30,7 @@ def all_errors(cls: type[SpineError] = SpineError) -> list[type[SpineError]]:
 
 def routes() -> tuple[Route, ...]:
     memories, limits = FakeMemories(), Limits()
-    return table(
-        MemoryHandlers(memories, limits), ClusterHandlers(FakeCluster(), memories, limits, lambda: b"")
-    )
+    return table(MemoryHandlers(memories, limits), ClusterHandlers(FakeCluster(), memories, limits, lambda: b""))
 
 
 # ── the error table ────────────────────────────────────────────────────────────────────────────────────────
@@ -126,9 +126,7 @@ def test_conditions(headers: dict[str, str], version: str | None, expected: Expe
         ({}, "a b"),
     ],
 )
-def test_conditions_that_contradict_or_cannot_be_checked(
-    headers: dict[str, str], version: str | None
-) -> None:
+def test_conditions_that_contradict_or_cannot_be_checked(headers: dict[str, str], version: str | None) -> None:
     with pytest.raises(InvalidRequest):
         parse.expectation(headers, version)
 
@@ -167,9 +165,7 @@ def test_moments(text: str, ms: int) -> None:
     assert parse.moment_ms(text, "updated_since") == ms
 
 
-@pytest.mark.parametrize(
-    "text", ["", "x", "-1", "1e3", "²", "9" * 16, "2023-13-01", "0001-01-01T00:00:00+23:59 x"]
-)
+@pytest.mark.parametrize("text", ["", "x", "-1", "1e3", "²", "9" * 16, "2023-13-01", "0001-01-01T00:00:00+23:59 x"])
 def test_what_is_no_moment(text: str) -> None:
     with pytest.raises(InvalidRequest):
         parse.moment_ms(text, "updated_since")
@@ -210,8 +206,8 @@ def test_the_allowed_methods_of_all_matching_routes_are_named() -> None:
 
 
 def test_a_role_includes_what_is_weaker() -> None:
-    auth = Auth({sha256(role.encode()).hexdigest(): role for role in ("reader", "writer", "operator")})
-    for role, reach in (("reader", Access.READ), ("writer", Access.WRITE), ("operator", Access.OPERATE)):
+    auth = Auth({sha256(role.encode()).hexdigest(): role for role in KeyRole})
+    for role, reach in GRANTS.items():
         for needs in Access:
             if needs <= reach:
                 auth.admit(f"Bearer {role}", needs)
@@ -232,8 +228,17 @@ def test_faulty_key_lists_are_refused(keys: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("host", "loopback"),
-    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True)]
-    + [("0.0.0.0", False), ("::", False), ("10.0.1.10", False), ("spine-1", False), ("", False)],
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.1.10", False),
+        ("spine-1", False),
+        ("", False),
+    ],
 )
 def test_only_loopback_is_safe_without_keys(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback

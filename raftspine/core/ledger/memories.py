@@ -88,9 +88,9 @@ class Changes(Struct, forbid_unknown_fields=True):
 
 
 class _Stored(NamedTuple):
-    """What the command finds. `record`: the strong record, dead or alive. `memory`: None when there is none, or
-    it is deleted or expired. `shadow`, `stamp`: what of the ring lies under it. `ring`: the version it is shown
-    from, while it lives on the ring."""
+    """What the command finds. `record`: the strong record, dead or alive. `memory`: None when there is none,
+    or it is deleted or expired. `shadow`, `stamp`: what of the ring lies under it. `ring`: the version it is
+    shown from, while it lives on the ring."""
 
     record: StrongRecord | None
     memory: Memory | None

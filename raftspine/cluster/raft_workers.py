@@ -1,0 +1,151 @@
+"""What a node does for its groups besides the turn: keep logs short, send snapshots, spread leadership.
+
+None of it is needed for safety, all of it for staying alive: a log that is never shortened fills the disk, a
+follower left behind never returns without a snapshot, and a node that leads every group does the others'
+work. Each job does a bounded piece and comes back with the next tick of the host's timer.
+"""
+
+import asyncio
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from raftspine.cluster.raft_group import RaftGroup
+from raftspine.cluster.raft_snapshot import SnapshotSender
+from raftspine.errors import SpineError
+from raftspine.model import GroupId, NodeId
+from raftspine.ports import Clock, Entropy, Position, Rpc, StateMachine
+
+COMPACT_SECONDS = 1.0
+BALANCE_SECONDS = 5.0
+HANDOVER_SECONDS = 1.0
+"""How long proposals wait for a transfer of leadership before it is called off: about an election."""
+
+log = structlog.get_logger(__name__)
+
+
+class Workers:
+    """The jobs of one RaftHost. `changed(group)` has the group turned."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        groups: dict[GroupId, RaftGroup],
+        *,
+        loop: AbstractEventLoop,
+        clock: Clock,
+        entropy: Entropy,
+        rpc: Rpc,
+        machine: StateMachine,
+        changed: Callable[[RaftGroup], None],
+    ) -> None:
+        self._node = node
+        self._groups = groups
+        self._loop = loop
+        self._clock = clock
+        self._entropy = entropy
+        self._rpc = rpc
+        self._machine = machine
+        self._changed = changed
+        self._compacting = False
+        now = clock.monotonic()
+        self._next_compaction = now + COMPACT_SECONDS
+        self._next_balance = now + BALANCE_SECONDS * (1 + entropy.random())
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def tick(self) -> None:
+        """Start what is due."""
+        now = self._clock.monotonic()
+        if now >= self._next_compaction and not self._compacting:
+            self._next_compaction = now + COMPACT_SECONDS
+            self._start_compaction()
+        if now >= self._next_balance:
+            self._next_balance = now + BALANCE_SECONDS
+            self._balance(now)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a Raft worker failed", exc_info=error)
+
+    # ── short logs ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _start_compaction(self) -> None:
+        large = [group for group in self._groups.values() if group.oversized and group.halted is None]
+        if large:
+            self._compacting = True
+            # Read before the flush: only what was applied by now is certain to be in it.
+            positions = [(group, self._machine.position(group.group)) for group in large]
+            self._spawn(self._compact(positions))
+
+    async def _compact(self, positions: list[tuple[RaftGroup, Position]]) -> None:
+        try:
+            await self._machine.flush()
+            for group, stored in positions:
+                if not group.installing and group.compact(stored.index):
+                    self._changed(group)
+        except (SpineError, OSError) as error:
+            log.warning("Raft logs were not compacted", error=error)
+        finally:
+            self._compacting = False
+
+    # ── snapshots ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def send_snapshots(self, group: RaftGroup) -> None:
+        """Start a transfer to each follower that needs one and has none under way."""
+        for peer in group.flow.snapshots_wanted:
+            if peer in group.sending:
+                group.flow.snapshot_failed(peer, self._clock.monotonic())
+            else:
+                group.sending[peer] = group.log.base
+                self._spawn(self._send(group, peer))
+        group.flow.snapshots_wanted = []
+
+    async def _send(self, group: RaftGroup, peer: NodeId) -> None:
+        sender = SnapshotSender(self._rpc, self._machine, self._entropy.token_bytes(8))
+        try:
+            index = await sender.send(group, peer)
+            if group.engine.leads:
+                group.flow.snapshot_installed(peer, index)
+        except Exception as error:  # noqa: BLE001 (the follower must be tried again, whatever it was)
+            log.warning("a Raft snapshot was not transferred", group=group.group, peer=peer, error=error)
+            group.flow.snapshot_failed(peer, self._clock.monotonic())
+        finally:
+            del group.sending[peer]
+            self._changed(group)
+
+    # ── leadership ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _balance(self, now: float) -> None:
+        """Let the preferred replica lead where it can, one group at a time, so that leaders spread evenly."""
+        for group in self._groups.values():
+            preferred = group.log.voters[0]
+            away = group.engine.leads and preferred != self._node and group.halted is None
+            if away and self._rpc.connected(preferred) and group.flow.caught_up(preferred):
+                group.begin_handover(preferred, now + HANDOVER_SECONDS)
+                self._changed(group)
+                return
+
+    async def transfer(self, group: RaftGroup, to: NodeId) -> bool:
+        """Hand leadership over; whether this node has stopped leading."""
+        handover = group.begin_handover(to, self._clock.monotonic() + HANDOVER_SECONDS)
+        if handover is None:
+            return False
+        self._changed(group)
+        return await handover.ended
+
+    async def step_down_all(self) -> None:
+        """Give every led group to the reachable follower that has most of its log."""
+        moves = []
+        for group in self._groups.values():
+            reachable = [peer for peer in group.peers if self._rpc.connected(peer)]
+            if group.engine.leads and reachable:
+                moves.append(self.transfer(group, max(reachable, key=group.engine.match)))
+        await asyncio.gather(*moves)

@@ -1,0 +1,172 @@
+"""Whole nodes on virtual time, disks and links: what production runs, minus the machine.
+
+Each node is a real `Node` (both paths, real PySyncObj, real ledger, real log format) on a simulated world. A crash
+leaves a node's old life behind as a ghost: its timers may still fire, but whatever it holds (transport, files, tree)
+no longer reaches anything, exactly as a dead process no longer writes.
+"""
+
+import asyncio
+from asyncio import Future
+from typing import Any
+
+from raftspine.config import Config, Partitioning, Replication, Storage, Timing
+from raftspine.model import Member, NodeId
+from raftspine.node import Node, World
+from raftspine.ports import FrozenView
+from raftspine.sim.disk import SimDisk
+from raftspine.sim.loop import Dice, VirtualClock, VirtualLoop
+from raftspine.sim.net import Network, Weather
+from raftspine.sim.tree import SimTree
+
+SECRET = b"the simulated cluster's secret"
+READY_SECONDS = 60.0
+
+
+class _Held:
+    """One life's hold on a node's tree; dead with that life."""
+
+    def __init__(self, tree: SimTree) -> None:
+        self._tree = tree
+        self.dead = False
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._tree.get(key)
+
+    def scan(self, lo: bytes, hi: bytes, *, limit: int, reverse: bool = False) -> list[tuple[bytes, bytes]]:
+        return self._tree.scan(lo, hi, limit=limit, reverse=reverse)
+
+    def apply(self, rows: dict[bytes, bytes | None]) -> "Future[None]":
+        return asyncio.get_running_loop().create_future() if self.dead else self._tree.apply(rows)
+
+    def freeze(self) -> FrozenView:
+        return self._tree.freeze()
+
+    def used_ratio(self) -> float:
+        return self._tree.used_ratio()
+
+    def close(self) -> None:
+        if not self.dead:
+            self._tree.close()
+
+
+class SimHost:
+    """A machine of the cluster: what outlives its node's process."""
+
+    def __init__(self, cluster: "SimCluster", id: NodeId) -> None:
+        dice = cluster.dice.fork()
+        self.id = id
+        self.dice = dice
+        self.disk = SimDisk(cluster.loop, dice.fork())
+        self.tree = SimTree(cluster.loop)
+        self.clock = VirtualClock(
+            cluster.loop, offset_ms=int(dice.uniform(-200, 200)), rate=dice.uniform(0.999, 1.001)
+        )
+        self.node: Node | None = None
+        self._cluster = cluster
+        self._hold: _Held | None = None
+
+    @property
+    def up(self) -> bool:
+        return self.node is not None
+
+    async def _open_links(self) -> None:
+        """Joining the network has done it."""
+
+    def start(self) -> Node:
+        """A new life of this machine's node. Raises what a real start would."""
+        hold = self._hold = _Held(self.tree)
+        world = World(
+            clock=self.clock,
+            entropy=self.dice.fork(),
+            secret=SECRET,
+            transport=self._cluster.network.join(self.id),
+            data_log=self.disk.directory("data"),
+            raft_log=self.disk.directory("raft"),
+            tree=hold,
+            open_links=self._open_links,
+        )
+        node = self.node = Node(self._cluster.config, self.id, world)
+        node.start()
+        return node
+
+    def crash(self, *, power: bool) -> None:
+        """The process dies at once; with `power`, the page cache with it."""
+        node, self.node = self.node, None
+        if node is None:
+            return
+        self._cluster.network.leave(self.id)
+        self.disk.crash(power=power)
+        self.tree.crash()
+        if self._hold is not None:
+            self._hold.dead = True
+        node.kill()
+
+
+class SimCluster:
+    """`nodes` machines named a, b, c …, all of whose chance comes from the loop's seed."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        *,
+        nodes: int = 3,
+        groups: int = 4,
+        durability: str = "always",
+        weather: Weather | None = None,
+    ) -> None:
+        self.loop = loop
+        self.dice = loop.dice
+        self.network = Network(loop, self.dice.fork(), weather)
+        ids = [NodeId(chr(ord("a") + n)) for n in range(nodes)]
+        factor = min(3, nodes)
+        self.config = Config(
+            name="simulated",
+            members=tuple(Member(id, f"host-{id}", 8788, 8798, zone=f"zone-{id}") for id in ids),
+            replication=Replication(factor, factor // 2 + 1),
+            secret=SECRET,
+            partitioning=Partitioning(shard_groups=groups),
+            storage=Storage(durability=durability),
+            timing=Timing(),
+        )
+        self.hosts = {id: SimHost(self, id) for id in ids}
+
+    @property
+    def ids(self) -> list[NodeId]:
+        return list(self.hosts)
+
+    def live(self) -> list[SimHost]:
+        return [host for host in self.hosts.values() if host.up]
+
+    async def start(self) -> None:
+        """Start all nodes and wait until each is ready."""
+        for host in self.hosts.values():
+            host.start()
+        await self.until(lambda: all(self.ready(host) for host in self.hosts.values()), "all nodes are ready")
+
+    def ready(self, host: SimHost) -> bool:
+        return host.node is not None and host.node.overview.ready()[0]
+
+    async def until(self, holds: Any, what: str, seconds: float = READY_SECONDS) -> None:
+        """Wait for a condition of the simulated cluster. AssertionError when it does not come."""
+        ends = self.loop.time() + seconds
+        while not holds():
+            if self.loop.time() > ends:
+                raise AssertionError(f"not within {seconds} virtual seconds: {what}\n{self.describe()}")
+            await asyncio.sleep(0.05)
+
+    def describe(self) -> str:
+        """Each node's own account, for a run that went wrong."""
+        lines = [f"t={self.loop.time():.3f}"]
+        for id, host in self.hosts.items():
+            if host.node is None:
+                lines.append(f"{id}: down")
+                continue
+            ok, reasons = host.node.overview.ready()
+            lines.append(f"{id}: {'ready' if ok else '; '.join(reasons)}")
+            lines += [f"    {status}" for status in host.node.overview.log_statuses()]
+        return "\n".join(lines)
+
+    def shut(self) -> None:
+        """End the run: every node dies."""
+        for host in self.hosts.values():
+            host.crash(power=False)

@@ -1,0 +1,248 @@
+"""One seed, one run: clients against a simulated Raft cluster while everything that can fail does, then the
+verdict."""
+
+import asyncio
+from typing import Any
+
+from raftspine.cluster.raft_host import RaftLimits
+from raftspine.errors import SpineError, Unknown
+from raftspine.model import GroupId
+from raftspine.sim.loop import Dice, VirtualLoop, run
+from raftspine.sim.net import Weather
+from tests.support.linear import Op, linearizable
+from tests.support.raft_cluster import Cluster, Node, Violation, command
+
+LINKS = Weather(stragglers=0.01)
+DATAGRAMS = Weather(datagrams=True, loss=0.05, duplicates=0.05, stragglers=0.05)
+
+SMALL = RaftLimits(compact_entries=40, compact_bytes=20_000, keep_entries=8, append_entries=16, window=4)
+"""Limits at which a short run compacts, rotates its journal and needs snapshots."""
+
+
+class Story:
+    def __init__(self, loop: VirtualLoop, *, nodes: int, datagrams: bool, seconds: float, disk_faults: bool) -> None:
+        self.loop = loop
+        self.dice = loop.dice.fork()
+        weather = DATAGRAMS if datagrams else LINKS
+        self.cluster = Cluster(loop, nodes, groups=2, weather=weather, limits=SMALL, rotate_bytes=30_000)
+        self.seconds = seconds
+        self.disk_faults = disk_faults
+        self.histories: dict[tuple[int, str], list[Op]] = {}
+        self.acknowledged: dict[tuple[int, str], list[Any]] = {}
+        self.appended: dict[tuple[int, str], list[Any]] = {}
+        self.done = False
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def tell(self) -> dict[str, int]:
+        cluster = self.cluster
+        cluster.start()
+        for node in cluster.nodes.values():
+            node.disk.on_sync = lambda node=node: self._maybe_crash(node)
+        clients = [self._client(number, self.dice.fork()) for number in range(5)]
+        self.tasks = [self.loop.create_task(work) for work in [*clients, self._nemesis(), self._observer()]]
+        try:
+            await cluster.pause(self.seconds)
+            self.done = True
+            await asyncio.gather(*self.tasks)
+        finally:
+            for task in self.tasks:
+                task.cancel()
+        for node in cluster.nodes.values():
+            node.disk.on_sync = None
+            node.disk.full = node.disk.broken = False
+            if node.host is None:
+                node.start()
+        await cluster.settled()
+        self._verdict()
+        for name in ("snapshots sent", "snapshots installed", "crashes"):
+            cluster.watch.counts.setdefault(name, 0)
+        return cluster.watch.counts
+
+    def _verdict(self) -> None:
+        for (group, key), history in self.histories.items():
+            if not linearizable(history):
+                raise Violation(f"register {key} of group {group} is not linearizable: {history}")
+        for (group, key), values in self.acknowledged.items():
+            stored = next(iter(self.cluster.nodes.values())).machine.state(group).lists.get(key, [])
+            for value in values:
+                if stored.count(value) != 1:
+                    raise Violation(f"acknowledged {value} is {stored.count(value)} times in {key}: {stored}")
+        for (group, key), values in self.appended.items():
+            stored = next(iter(self.cluster.nodes.values())).machine.state(group).lists.get(key, [])
+            if len(set(stored)) != len(stored) or not set(stored) <= set(values):
+                raise Violation(f"list {key} of group {group} holds what nobody appended once: {stored}")
+        for node in self.cluster.nodes.values():
+            for group in node.host.groups() if node.host else ():
+                status = node.host.status(group) if node.host else None
+                if status is not None and status.role == "halted":
+                    raise Violation(f"{node.name} halted group {group}: {status.reason}")
+
+    # ── those who work ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def _observer(self) -> None:
+        while not self.done:
+            self.cluster.check_leaders()
+            await self.cluster.pause(0.02)
+
+    async def _client(self, number: int, dice: Dice) -> None:
+        count = 0
+        while not self.done:
+            count += 1
+            group = dice.below(2)
+            span = int(self.loop.time() / 3)
+            kind = dice.choice(("write", "append", "read", "read"))
+            key = f"{'list' if kind == 'append' else 'register'}-{span}-{dice.below(2)}"
+            value = f"{number}.{count}"
+            start = self.loop.time()
+            if kind == "read":
+                ok, result = await self._read(group, key, dice)
+                if ok:
+                    self.histories.setdefault((group, key), []).append(Op(start, self.loop.time(), "read", result))
+            else:
+                if kind == "append":
+                    self.appended.setdefault((group, key), []).append(value)
+                outcome = await self._write(group, command(value, kind, key, value), dice)
+                self._note(group, key, kind, value, start, outcome)
+            await self.cluster.pause(dice.uniform(0.0, 0.02))
+
+    def _note(self, group: int, key: str, kind: str, value: str, start: float, outcome: str) -> None:
+        self.cluster.watch.count(outcome)
+        if kind == "append":
+            if outcome == "done":
+                self.acknowledged.setdefault((group, key), []).append(value)
+        elif outcome != "refused":
+            end = self.loop.time() if outcome == "done" else None
+            self.histories.setdefault((group, key), []).append(Op(start, end, "write", value))
+
+    def _some_node(self, group: int, dice: Dice) -> Node | None:
+        leader = self.cluster.leader(group)
+        if leader is not None and dice.chance(0.85):
+            return leader
+        up = [node for node in self.cluster.nodes.values() if node.host is not None]
+        return dice.choice(up) if up else None
+
+    async def _write(self, group: int, data: bytes, dice: Dice) -> str:
+        """done | unknown | refused. The same request is tried again until its deadline."""
+        deadline, unknown = self.loop.time() + 4.0, False
+        while self.loop.time() < deadline:
+            node = self._some_node(group, dice)
+            try:
+                if node is not None and node.host is not None:
+                    async with asyncio.timeout(1.0):
+                        await node.host.propose(GroupId(group), data)
+                    return "done"
+            except (Unknown, TimeoutError):
+                unknown = True
+            except SpineError:
+                pass
+            await self.cluster.pause(dice.uniform(0.01, 0.1))
+        return "unknown" if unknown else "refused"
+
+    async def _read(self, group: int, key: str, dice: Dice) -> tuple[bool, Any]:
+        node = self._some_node(group, dice)
+        if node is None or node.host is None:
+            return False, None
+        host = node.host
+        try:
+            async with asyncio.timeout(1.0):
+                index = await host.read_index(GroupId(group))
+                await host.wait_applied(GroupId(group), index)
+        except (SpineError, TimeoutError):
+            return False, None
+        if node.host is not host:
+            return False, None
+        self.cluster.watch.count("reads")
+        return True, node.machine.state(group).registers.get(key)
+
+    # ── those who hinder ───────────────────────────────────────────────────────────────────────────────────
+
+    def _maybe_crash(self, node: Node) -> None:
+        if not self.done and self.dice.chance(0.0015):
+            self.loop.call_soon(self._crash, node)
+
+    def _crash(self, node: Node) -> None:
+        if node.host is not None:
+            node.crash(power=self.dice.chance(0.7))
+            self.loop.call_later(self.dice.uniform(0.05, 2.0), self._restart, node)
+
+    def _restart(self, node: Node) -> None:
+        if node.host is None:
+            node.start()
+
+    async def _nemesis(self) -> None:
+        dice = self.dice.fork()
+        faults = [self._partition, self._one_way, self._reset, self._power_cut, self._crash_one, self._move]
+        if self.disk_faults:
+            faults.append(self._bad_disk)
+        await self.cluster.pause(1.0)
+        while not self.done:
+            await dice.choice(faults)(dice)
+            await self.cluster.pause(dice.uniform(0.1, 1.0))
+
+    def _target(self, dice: Dice) -> Node:
+        leader = self.cluster.leader(dice.below(2))
+        if leader is not None and dice.chance(0.5):
+            return leader
+        return dice.choice(list(self.cluster.nodes.values()))
+
+    async def _partition(self, dice: Dice) -> None:
+        names = list(self.cluster.names)
+        dice.shuffle(names)
+        size = 1 + dice.below(len(names) - 1)
+        heal = self.cluster.network.partition(names[:size], names[size:])
+        await self.cluster.pause(dice.uniform(0.2, 3.0))
+        heal()
+
+    async def _one_way(self, dice: Dice) -> None:
+        one = self._target(dice).name
+        outward = dice.chance(0.5)
+        ways = [(one, other) if outward else (other, one) for other in self.cluster.names if other != one]
+        for way in ways:
+            self.cluster.network.cut(*way)
+        await self.cluster.pause(dice.uniform(0.2, 3.0))
+        for way in ways:
+            self.cluster.network.heal(*way)
+
+    async def _reset(self, dice: Dice) -> None:
+        one = self._target(dice).name
+        for other in self.cluster.names:
+            if other != one:
+                self.cluster.network.reset(one, other)
+
+    async def _crash_one(self, dice: Dice) -> None:
+        self._crash(self._target(dice))
+
+    async def _power_cut(self, dice: Dice) -> None:
+        for node in self.cluster.nodes.values():
+            if dice.chance(0.7):
+                self._crash(node)
+
+    async def _move(self, dice: Dice) -> None:
+        group = dice.below(2)
+        leader = self.cluster.leader(group)
+        if leader is not None and leader.host is not None:
+            if dice.chance(0.3):
+                await leader.host.step_down_all()
+            else:
+                others = [name for name in self.cluster.names if name != leader.name]
+                await leader.host.transfer(GroupId(group), dice.choice(others))
+
+    async def _bad_disk(self, dice: Dice) -> None:
+        node = self._target(dice)
+        kind = dice.choice(("full", "broken"))
+        setattr(node.disk, kind, True)
+        self.cluster.watch.count("disk faults")
+        await self.cluster.pause(dice.uniform(0.2, 2.0))
+        setattr(node.disk, kind, False)
+
+
+def tell(
+    seed: int, *, nodes: int = 3, datagrams: bool = False, seconds: float = 12.0, disk_faults: bool = True
+) -> Any:
+    """Run one seed. Returns counts; raises Violation, or whatever went wrong."""
+
+    async def main(loop: VirtualLoop) -> dict[str, int]:
+        story = Story(loop, nodes=nodes, datagrams=datagrams, seconds=seconds, disk_faults=disk_faults)
+        return await story.tell()
+
+    return run(main, seed=seed)
