@@ -22,6 +22,9 @@ from raftspine.ports import Clock
 QUANTUM_S = 0.00025
 """Open loop: the shortest sleep. Waking for each request alone would take the CPU from the nodes."""
 
+FIRST_S = 15.0
+"""How long a connection's first write may take; the store may still be busy with what was loaded before."""
+
 DRAIN_S = 5.0
 """Open loop: how long to wait for the last answers; what is missing then counts as unknown."""
 
@@ -220,17 +223,20 @@ class Generator:
             self._exchange(connection, self._workload.first(connection))
 
     def _exchange(self, connection: Connection, request: bytes) -> None:
-        """One request before the measurement, waited for."""
-        connection.send(request)
-        deadline = self._now() + DRAIN_S
-        while not (status := connection.receive()):
-            if self._now() > deadline:
-                raise Unavailable(f"{connection.address.host}:{connection.address.port} does not answer")
-            self._poll.poll(0.1)
-        if status >= 400:
-            raise SpineError(
-                f"the first write was answered {status}: {connection.body[:200].decode(errors='replace')}"
-            )
+        """One request before the measurement, waited for, and sent again while the store says *not now*."""
+        deadline = self._now() + FIRST_S
+        while True:
+            connection.send(request)
+            while not (status := connection.receive()):
+                if self._now() > deadline:
+                    raise Unavailable(f"{connection.address.host}:{connection.address.port} does not answer")
+                self._poll.poll(0.1)
+            if status < 400:
+                return
+            if status != 503 or self._now() > deadline:
+                said = connection.body[:200].decode(errors="replace")
+                raise SpineError(f"the first write was answered {status}: {said}")
+            self._poll.poll(0.2)
 
     def _register(self, connection: Connection) -> None:
         self._by_fd[connection.fd] = connection

@@ -37,9 +37,7 @@ class LocalCluster:
             text=True,
         )
         assert self._process.stdout is not None
-        if not any(
-            line.startswith("ctrl-C") for line in self._process.stdout
-        ):  # its last word when all are ready
+        if not any(line.startswith("ctrl-C") for line in self._process.stdout):  # its last word when all are ready
             self.stop()
             raise SpineError(f"the nodes did not start; see {self._folder}/logs")
         return self

@@ -161,9 +161,7 @@ class Suite:
             for connection in lanes:
                 connection.close()
 
-    def _generate(
-        self, workload: Asked, urls: Sequence[str], rate: float | None, *, session: bool
-    ) -> dict[str, Any]:
+    def _generate(self, workload: Asked, urls: Sequence[str], rate: float | None, *, session: bool) -> dict[str, Any]:
         plan = Plan(addresses(urls), self._clients, self._seconds, 1.0, rate, session)
         return Generator(workload, plan, self._clock).run().document()
 

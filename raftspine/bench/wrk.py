@@ -126,7 +126,5 @@ def _script(workload: Workload, addresses: Sequence[Address], clock: Clock) -> b
 
 
 def _lua(text: bytes) -> str:
-    escaped = "".join(
-        chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03d}" for byte in text
-    )
+    escaped = "".join(chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03d}" for byte in text)
     return f'"{escaped}"'

@@ -153,13 +153,14 @@ class RaftHost:
         self._arm()
 
     async def stop(self) -> None:
-        """Stop taking part; everybody who waits gets an answer. What was not yet on disk was promised to
-        nobody. Hand leadership over first (`step_down_all`) when the stop is planned."""
+        """Stop taking part; everybody who waits gets an answer, and no commit is left in flight. What was not
+        yet on disk was promised to nobody. Hand leadership over first (`step_down_all`) when planned."""
         self.kill()
         for group in self._groups.values():
             group.end("this node stopped before the outcome was known")
         tasks = [*self._workers.tasks, *self._receiver.tasks()]
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._outbox.idle()
 
     def kill(self) -> None:
         """Cease at once, as a killed process does: nothing is sent, written or answered any more."""

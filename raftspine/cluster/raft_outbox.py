@@ -8,6 +8,7 @@ When a commit fails, the frames that rest on it are dropped for good. The journa
 memory, which is harmless because nobody was told, and the commit is tried again until the disk takes it.
 """
 
+import asyncio
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable
 
@@ -40,6 +41,7 @@ class Outbox:
         self._committing = False
         self._broken = False
         self._closed = False
+        self._commit_done: Future[None] | None = None
         self._flying: list[Outgoing] = []
         self._held: list[Outgoing] = []
         self._flying_waiters: list[Future[None]] = []
@@ -71,17 +73,23 @@ class Outbox:
         self._closed = True
         self._drop(error)
 
+    async def idle(self) -> None:
+        """Returns once no commit is in flight, whatever became of it; after `close` no other follows."""
+        if self._commit_done is not None:
+            await asyncio.wait([self._commit_done])
+
     def _commit(self) -> None:
         self._committing = True
         self._flying, self._held = self._held, []
         self._flying_waiters, self._waiters = self._waiters, []
-        self._journal.commit().add_done_callback(self._committed)
+        self._commit_done = self._journal.commit()
+        self._commit_done.add_done_callback(self._committed)
 
     def _committed(self, done: "Future[None]") -> None:
         self._committing = False
+        error = OSError("the journal was closed") if done.cancelled() else done.exception()
         if self._closed:
             return
-        error = OSError("the journal was closed") if done.cancelled() else done.exception()
         if error is not None:
             self._broken = True
             self._drop(self._failed(error))

@@ -70,25 +70,29 @@ class Catchup:
     # ── serving peers ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _push(self, peer: NodeId, body: Any) -> None:
-        """Store a coordinator's batch and answer once it is committed. A refused entry is named, not the batch."""
+        """Store a coordinator's batch and answer once it is committed: which entries were refused, and which lost
+        against a version their coordinator had not seen, with the record they lost in."""
         batch, entries = body
         failed: list[int] = []
+        beaten: list[tuple[int, bytes]] = []
         for place, (group, data) in enumerate(entries):
             try:
                 if not self._replica.holds(group):
                     raise Rejected("not a replica of this group", code="wrong_epoch")
-                self._replica.accept(GroupId(group), codec.decode_version(data))
+                winner = self._replica.accept(GroupId(group), codec.decode_version(data))
+                if winner is not None:
+                    beaten.append((place, codec.encode(winner)))
             except SpineError as error:
                 self.refused_total += 1
                 failed.append(place)
                 log.warning("ring push refused", peer=peer, group=group, code=error.code, reason=error.message)
         if len(failed) == len(entries):
-            self._rpc.cast(peer, "ring.ack", (batch, failed))
+            self._rpc.cast(peer, "ring.ack", (batch, failed, ()))
             return
 
         def answer(commit: "asyncio.Future[None]") -> None:
             lost = commit.exception() is not None
-            self._rpc.cast(peer, "ring.ack", (batch, list(range(len(entries))) if lost else failed))
+            self._rpc.cast(peer, "ring.ack", (batch, list(range(len(entries))) if lost else failed, beaten))
 
         self._engine.commit().add_done_callback(answer)
 

@@ -20,15 +20,17 @@ from raftspine.ports import Engine, Rpc
 
 
 class Write:
-    """One write under way: how many replicas hold it, and how many still may."""
+    """One write under way: how many replicas hold it, and how many still may. `beaten` are encoded records of
+    replicas in which it lost against a concurrent version its coordinator had not seen."""
 
-    __slots__ = ("acked", "future", "needed", "open", "owner", "settled")
+    __slots__ = ("acked", "beaten", "future", "needed", "open", "owner", "settled")
 
     def __init__(self, owner: "Fanout", needed: int, replicas: int, future: "Future[None]") -> None:
         self.owner = owner
         self.needed = needed
         self.open = replicas
         self.acked = 0
+        self.beaten: tuple[bytes, ...] = ()
         self.settled = False
         self.future = future
         owner.inflight += 1
@@ -135,10 +137,12 @@ class Fanout:
                 write.fail(error if isinstance(error, SpineError) else NoSpace(str(error)))
 
     def _acked(self, peer: NodeId, body: Any) -> None:
-        batch, failed = body
+        batch, failed, beaten = body
         waiting = self._sent.get(peer, {}).pop(batch, None)
         if waiting is None:
             return
+        for place, record in beaten:
+            waiting[place].beaten += (record,)
         if not failed:
             for write in waiting:
                 write.ack()

@@ -133,7 +133,7 @@ class Memories:
         winner = shown(old, self._clock.wall_ms())
         stamp = self._replica.stamp(old)
         memory = compose.fresh(draft, tags, winner.memory if winner else None, ask.agent_id, stamp >> 16)
-        version, write = self._ring.write(
+        version = await self._ring.write(
             group,
             id,
             old,
@@ -143,8 +143,8 @@ class Memories:
             request=request,
             deps=_deps(token, decision.model),
             local=local,
+            conditional=not local,
         )
-        await write.future
         return self._written(token, group, version, decision.model, created=winner is None, advisory=not local)
 
     async def patch(self, ask: Ask, id: str, patch: Patch, expect: Expect) -> Answer:
@@ -186,7 +186,7 @@ class Memories:
                 return replay
         self._check(expect, old)
         stamp = self._replica.stamp(old)
-        version, write = self._ring.write(
+        version = await self._ring.write(
             group,
             id,
             old,
@@ -196,8 +196,8 @@ class Memories:
             request=request,
             deps=_deps(token, decision.model),
             local=False,
+            conditional=expect.version is not None,
         )
-        await write.future
         return self._written(token, group, version, decision.model, advisory=expect.version is not None)
 
     async def delete(self, ask: Ask, id: str, expect: Expect) -> Answer:
@@ -231,7 +231,7 @@ class Memories:
         request = b""
         if ask.idempotency_key is not None:
             request = self._digest(ask) + fingerprint_of("delete", id, None, expect)
-        version, write = self._ring.write(
+        version = await self._ring.write(
             group,
             id,
             old,
@@ -241,8 +241,8 @@ class Memories:
             request=request,
             deps=_deps(token, model),
             local=local,
+            conditional=expect.version is not None,
         )
-        await write.future
         answer = self._written(token, group, version, model, advisory=expect.version is not None)
         answer.stored = None
         return answer
@@ -311,18 +311,26 @@ class Memories:
         return self._replica.holds(self._locate(id, ask.agent_id, ()))
 
     async def batch(self, ask: Ask, ops: BatchOps) -> Results:
-        """Each operation as if alone, one result each, in order; operations on one id keep their order."""
+        """Each operation as if alone, one result each, in order; operations on one id keep their order. Every
+        answer's token covers the whole batch."""
         tails: dict[str, asyncio.Task[Answer]] = {}
         tasks = []
-        for op in ops:
-            task = asyncio.create_task(self._one(ask, op, tails.get(op.id)))
+        for place, op in enumerate(ops):
+            task = asyncio.create_task(self._one(_asked(ask, place), op, tails.get(op.id)))
             tails[op.id] = task
             tasks.append(task)
         results: Results = []
+        merged = self._sessions.extend(self._sessions.open(ask.token))
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, BaseException) and not isinstance(result, SpineError):
                 raise result
+            if isinstance(result, Answer) and (token := self._sessions.open(result.token)) is not None:
+                merged.merge(token)
             results.append(result)
+        text = self._sessions.seal(merged)
+        for result in results:
+            if isinstance(result, Answer) and result.token is not None:
+                result.token = text
         return results
 
     async def _one(self, ask: Ask, op: BatchOp, before: "asyncio.Task[Answer] | None") -> Answer:
@@ -557,6 +565,13 @@ class Memories:
         assert record.memory is not None, "only live records are answered with"
         text = strong_version_text(group, record.index, record.sub)
         return Answer(model=served, stored=Stored(record.id, record.memory, text, Model.STRONG))
+
+
+def _asked(ask: Ask, place: int) -> Ask:
+    """One operation of a batch: its Idempotency-Key is the batch's and its place."""
+    if ask.idempotency_key is None:
+        return ask
+    return structs.replace(ask, idempotency_key=f"{ask.idempotency_key}#{place}")
 
 
 def _deps(token: Token | None, model: Model) -> tuple[tuple[int, str, int], ...]:

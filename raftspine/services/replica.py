@@ -94,30 +94,38 @@ class RingReplica:
         """A stamp above this node's clock and above what it replaces."""
         return self.hlc.tick(self._clock.wall_ms(), 0 if old is None else old.versions[0].stamp)
 
-    def accept(self, group: GroupId, version: Version, *, known: RingRecord | None = None) -> bool:
+    def accept(self, group: GroupId, version: Version, *, known: RingRecord | None = None) -> RingRecord | None:
         """Stage a version, unless its dot was seen before. `known` spares the look-up of the stored record.
 
-        True when something was staged. Raises Rejected(`clock_drift`) for a stamp too far ahead, NoSpace."""
+        Returns the merged record when the version lost against a concurrent one in it, so that its coordinator can
+        be told; else None. Raises Rejected(`clock_drift`) for a stamp too far ahead, NoSpace."""
         vector = self._vectors[group]
         origin, seq = version.origin, version.seq
         if vector.covers(origin, seq):
-            return False
+            return None
         if origin != self.origin:
             self.hlc.observe(version.stamp, self._clock.wall_ms())
         strong = rows.strong(self.engine, group, version.id)
         staged: list[Row] = [rows.dot_row(group, origin, seq, version.id)]
+        beaten_in: RingRecord | None = None
         if strong is not None and (strong.memory is not None or covers(strong.shadow, version)):
             if not covers(strong.shadow, version):
                 staged += self._lost(group, version, winner=rows.strong_version(group, strong))
         else:
-            staged += self._merged(group, version, known or rows.ring(self.engine, group, version.id))
+            old = known or rows.ring(self.engine, group, version.id)
+            merged = merge.put(old, version)
+            staged += rows.ring_rows(group, version.id, old, merged.record)
+            for loser in merged.losers:
+                staged += self._lost(group, loser, winner=rows.ring_version(merged.record.versions[0]))
+                if loser is version:
+                    beaten_in = merged.record
         if version.request:
             staged.append(rows.ring_request_row(group, version))
         self.engine.stage(staged)
         vector.add(origin, seq)
         if group in self._waiting:
             self._wake(group)
-        return True
+        return beaten_in
 
     def adopt(self, group: GroupId, version: Version) -> None:
         """A version that the Raft log made (a demotion): every replica mints the same one at the same entry."""
@@ -125,7 +133,11 @@ class RingReplica:
         if vector.covers(version.origin, version.seq):
             return
         staged = [rows.dot_row(group, version.origin, version.seq, version.id)]
-        staged += self._merged(group, version, rows.ring(self.engine, group, version.id))
+        old = rows.ring(self.engine, group, version.id)
+        merged = merge.put(old, version)
+        staged += rows.ring_rows(group, version.id, old, merged.record)
+        for loser in merged.losers:
+            staged += self._lost(group, loser, winner=rows.ring_version(merged.record.versions[0]))
         self.engine.stage(staged)
         vector.add(version.origin, version.seq)
         if group in self._waiting:
@@ -180,13 +192,6 @@ class RingReplica:
         self._floors.pop(group, None)
         if group in self._waiting:
             self._wake(group)
-
-    def _merged(self, group: GroupId, version: Version, old: RingRecord | None) -> list[Row]:
-        merged = merge.put(old, version)
-        staged = rows.ring_rows(group, version.id, old, merged.record)
-        for loser in merged.losers:
-            staged += self._lost(group, loser, winner=rows.ring_version(merged.record.versions[0]))
-        return staged
 
     def _lost(self, group: GroupId, loser: Version, *, winner: str) -> list[Row]:
         self.conflicts_total += 1

@@ -18,7 +18,7 @@ from raftspine.core import merge
 from raftspine.core.quorum import read_quorum
 from raftspine.core.session import Token
 from raftspine.core.version_text import ring_version_text
-from raftspine.errors import SpineError, Unavailable
+from raftspine.errors import Conflict, SpineError, Unavailable
 from raftspine.model import GroupId, Memory, Model, NodeId, RingRecord, Version
 from raftspine.ports import Rpc
 from raftspine.services.fanout import Fanout, Write
@@ -27,6 +27,9 @@ from raftspine.services.topology import Topology
 from raftspine.storage import memories as rows
 
 Deps = tuple[tuple[int, str, int], ...]
+
+REWRITES = 4
+"""How often a write is made again over concurrent ones before it is left to the clocks who wins."""
 
 
 class RingPath:
@@ -54,7 +57,7 @@ class RingPath:
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def write(
+    async def write(
         self,
         group: GroupId,
         id: str,
@@ -66,10 +69,50 @@ class RingPath:
         request: bytes = b"",
         deps: Deps = (),
         local: bool = True,
+        conditional: bool = False,
+    ) -> Version:
+        """Write a memory (None: delete it) over `old` and return the version that W replicas hold.
+
+        `stamp` comes from `RingReplica.stamp(old)`; `local` says that `old` is this replica's record as it stands.
+
+        Quorums of two writes meet, so a replica that already held an acknowledged version this node had not seen
+        says so in its acknowledgement. By the clocks alone such a write could lose to the older one, and whoever
+        made both, through two nodes, would read the first again. It is therefore made once more over what was
+        found; only a `conditional` write is not, since what it was conditional on no longer holds.
+
+        Raises Unavailable(`no_quorum`; before anything is stored, when too few replicas have a link), NoSpace,
+        Unavailable(`overloaded`), Conflict for a conditional write that lost.
+        """
+        for _ in range(REWRITES):
+            version, write = self._send(group, id, old, memory, stamp, model, request, deps, local)
+            await write.future
+            if not write.beaten:
+                return version
+            if conditional:
+                raise Conflict(
+                    "a concurrent write won; this one is kept in the conflict log",
+                    details={"version": version_text(version)},
+                )
+            old, local = self._replica.record(group, id), False
+            for data in write.beaten:
+                theirs = codec.decode_ring(data)
+                old = theirs if old is None else merge.join(old, theirs).record
+            stamp = self._replica.stamp(old)
+        return version
+
+    def _send(
+        self,
+        group: GroupId,
+        id: str,
+        old: RingRecord | None,
+        memory: Memory | None,
+        stamp: int,
+        model: Model,
+        request: bytes,
+        deps: Deps,
+        local: bool,
     ) -> tuple[Version, Write]:
-        """Mint a version over `old`, stage it here and send it to the other replicas. `stamp` comes from
-        `RingReplica.stamp(old)`; `local` says that `old` is this replica's record as it stands. Raises Unavailable(`no_quorum`) before anything is stored when too few replicas
-        have a link, NoSpace, Unavailable(`overloaded`)."""
+        """Mint a version, stage it here and hand it to the other replicas."""
         peers = self.peers(group)
         needed = 1 if model is Model.EVENTUAL else min(self.write_quorum, len(peers) + 1)
         self._check_reach(peers, needed)

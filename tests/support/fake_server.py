@@ -101,9 +101,7 @@ class FakeServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         raw = await request.read()
         body = json.loads(raw) if raw else None
-        seen = Seen(
-            request.method, request.raw_path.split("?")[0], dict(request.query), dict(request.headers), body
-        )
+        seen = Seen(request.method, request.raw_path.split("?")[0], dict(request.query), dict(request.headers), body)
         self.seen.append(seen)
         fault = self.faults.popleft() if self.faults else None
         if fault is None:
@@ -231,9 +229,7 @@ class FakeServer:
             and ("agent_id" not in query or query["agent_id"] == m["agent_id"])
             and id.startswith(query.get("prefix", ""))
         ]
-        return _json(
-            {"items": fit[:limit], "next_cursor": fit[limit - 1]["id"] if len(fit) > limit else None}
-        )
+        return _json({"items": fit[:limit], "next_cursor": fit[limit - 1]["id"] if len(fit) > limit else None})
 
 
 def _missing() -> Fault:
@@ -241,7 +237,9 @@ def _missing() -> Fault:
 
 
 def _json(value: Any, status: int = 200) -> web.Response:
-    return web.json_response(value, status=status)
+    """Compact, as the real one writes it: the load generator counts on that."""
+    text = json.dumps(value, separators=(",", ":"))
+    return web.json_response(text=text, status=status)
 
 
 def _envelope(fault: Fault) -> dict[str, Any]:
@@ -262,9 +260,7 @@ def _problem(fault: Fault) -> web.Response:
 
 
 def _copy(response: web.Response) -> web.Response:
-    headers = {
-        k: v for k, v in response.headers.items() if k.lower() not in ("content-length", "content-type")
-    }
+    headers = {k: v for k, v in response.headers.items() if k.lower() not in ("content-length", "content-type")}
     return web.Response(
         status=response.status, body=response.body, content_type=response.content_type, headers=headers
     )

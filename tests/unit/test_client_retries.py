@@ -123,9 +123,7 @@ def test_a_node_that_is_down_is_left_for_the_next(server: FakeServer) -> None:
     assert put([closed_port(), server.url]).version == "v1"
 
 
-def test_a_node_that_refuses_is_left_for_the_next_without_a_pause(
-    server: FakeServer, second: FakeServer
-) -> None:
+def test_a_node_that_refuses_is_left_for_the_next_without_a_pause(server: FakeServer, second: FakeServer) -> None:
     async def work() -> None:
         async with AsyncSpine([server.url, second.url], entropy=Fixed()) as spine:
             await spine.put("a", 1)
