@@ -7,6 +7,7 @@ over, let what is under way finish, close the links, then the files.
 """
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import ExitStack, asynccontextmanager
@@ -52,7 +53,13 @@ from raftspine.storage.files import FileDirectory
 from raftspine.storage.journal import Journal
 from raftspine.storage.tree import LmdbTree
 from raftspine.storage.wal import Wal
-from raftspine.system import SystemClock, SystemEntropy, load_or_create_secret, raise_nofile_limit
+from raftspine.system import (
+    SystemClock,
+    SystemEntropy,
+    configure_logging,
+    load_or_create_secret,
+    raise_nofile_limit,
+)
 
 log = structlog.get_logger()
 
@@ -314,6 +321,7 @@ async def real_world(config: Config, node: NodeId) -> AsyncIterator[World]:
 def run(config: Config, node: NodeId) -> int:
     """Serve until SIGTERM or SIGINT; the exit status. Raises Misuse, Corrupt and ConfigFaults at start."""
     guard_bind(config, node)
+    configure_logging(os.environ.get("RAFTSPINE_LOG_LEVEL", "info"))
     for warning in config.warnings:
         log.warning("configuration", warning=warning)
     raise_nofile_limit()

@@ -8,8 +8,11 @@ import os
 import random
 import secrets
 import stat
+import sys
 import time
 from pathlib import Path
+
+import structlog
 
 from raftspine.errors import Misuse
 
@@ -74,3 +77,22 @@ def raise_nofile_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         return wanted
     return soft
+
+
+def configure_logging(level: str = "info") -> None:
+    """One event a line on stderr: for people on a terminal, as JSON elsewhere. Tracebacks come without the values of
+    variables, which may be somebody's memories."""
+    colour = sys.stderr.isatty()
+    processors: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        structlog.dev.ConsoleRenderer() if colour else structlog.processors.JSONRenderer(),
+    ]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )

@@ -29,6 +29,10 @@ DRAIN_S = 5.0
 """Open loop: how long to wait for the last answers; what is missing then counts as unknown."""
 
 
+BEHIND_S = 30.0
+"""Open loop: how long after its end to go on sending what was due in it."""
+
+
 class Asked(Protocol):
     """What the generator needs of a workload."""
 
@@ -62,6 +66,8 @@ class Outcome(NamedTuple):
     latency: dict[str, Histogram]
     late: Histogram
     generator_cpu: float
+    total_operations: int
+    total_seconds: float
 
     @property
     def per_second(self) -> float:
@@ -86,6 +92,8 @@ class Outcome(NamedTuple):
             "latency_ms_by_kind": kinds,
             "sent_late_ms": self.late.summary_ms() if self.late.total else None,
             "generator_cpu": round(self.generator_cpu, 3),
+            "total_operations": self.total_operations,
+            "total_seconds": round(self.total_seconds, 3),
         }
 
 
@@ -115,41 +123,46 @@ class Generator:
         self._poll = select.epoll()
         self._by_fd: dict[int, Connection] = {}
         self._tally = Tally()
+        self._uncounted = 0
 
     def run(self) -> Outcome:
         """Connect, warm up, measure. Raises Unavailable when no node takes connections."""
         plan = self._plan
+        started = self._now()
         try:
             for number in range(plan.clients):
                 self._open(number)
             loop = self._closed if plan.rate is None else self._open_loop
             if plan.warmup_s > 0:
                 loop(plan.warmup_s)
+                self._uncounted += self._tally.done
                 self._tally = Tally()
             cpu, start = _cpu_s(), self._now()
-            loop(plan.seconds)
-            elapsed = self._now() - start
-            return self._outcome(min(elapsed, plan.seconds), (_cpu_s() - cpu) / elapsed)
+            seconds = loop(plan.seconds)
+            cpu, elapsed = _cpu_s() - cpu, self._now() - start
+            return self._outcome(seconds, cpu / elapsed, self._now() - started)
         finally:
             for connection in self._by_fd.values():
                 connection.close()
             self._poll.close()
 
-    def _outcome(self, seconds: float, cpu: float) -> Outcome:
-        tally = self._tally
+    def _outcome(self, seconds: float, cpu: float, total_s: float) -> Outcome:
+        tally, weight = self._tally, self._workload.weight
         latency = dict(zip(KINDS, tally.latency, strict=True))
-        operations = tally.done * self._workload.weight - tally.errors.get("batch", 0)
-        return Outcome(operations, seconds, tally.errors, tally.unknown, latency, tally.late, cpu)
+        operations = tally.done * weight - tally.errors.get("batch", 0)
+        total = (tally.done + self._uncounted) * weight
+        return Outcome(operations, seconds, tally.errors, tally.unknown, latency, tally.late, cpu, total, total_s)
 
     # ── the loops ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _closed(self, seconds: float) -> None:
-        """Send on every connection, and again on each answer; what is unanswered at the end is not
-        counted."""
+    def _closed(self, seconds: float) -> float:
+        """Send on every connection, and again on each answer; what is unanswered at the end is not counted.
+        Returns the seconds it was measured for."""
         now = self._now
-        end = now() + seconds
+        start = now()
+        end = start + seconds
         for connection in list(self._by_fd.values()):
-            self._send(connection, now())
+            self._keep_busy(connection)
         source = self._workload.next
         while (moment := now()) < end:
             for fd, _ in self._poll.poll(end - moment):
@@ -160,13 +173,16 @@ class Generator:
                         connection.send(source(connection))
                     except OSError:
                         self._broken(connection)
-                        self._send(connection, now())
+                        self._keep_busy(connection)
         measured, self._tally = self._tally, Tally()
         self._drain(set(self._by_fd.values()), now() + DRAIN_S)
+        self._uncounted += self._tally.done
         self._tally = measured
+        return moment - start
 
-    def _open_loop(self, seconds: float) -> None:
-        """Send what is due, as far as there are free connections; then wait for what comes first."""
+    def _open_loop(self, seconds: float) -> float:
+        """Send what is due, as far as there are free connections; then wait for what comes first. Returns the
+        seconds until the last answer: a store that cannot keep up takes longer than asked, and that shows."""
         assert self._plan.rate is not None
         interval = self._workload.weight / self._plan.rate
         now = self._now
@@ -180,17 +196,20 @@ class Generator:
             while due <= moment and due < end and free:
                 connection = free.popleft()
                 self._tally.late.record(int((moment - due) * 1e6))
-                self._send(connection, due)
+                if not self._send(connection, due):
+                    free.append(connection)
                 sent += 1
                 due = start + sent * interval
             if due >= end:
                 break
             wait = max(due - moment, QUANTUM_S) if free else DRAIN_S
             self._collect(wait, free)
-            if moment > end + DRAIN_S:
+            if moment > end + BEHIND_S:
+                self._tally.error("never sent", int(seconds / interval) - sent)
                 break
         waiting = set(self._by_fd.values()).difference(free)
-        self._tally.unknown += self._drain(waiting, end + DRAIN_S)  # they were due, so they count
+        self._tally.unknown += self._drain(waiting, now() + DRAIN_S)  # they were due, so they count
+        return max(seconds, now() - start)
 
     def _collect(self, wait_s: float, free: deque[Connection]) -> None:
         """Take in answers for up to `wait_s`. select(2) has the resolution that epoll's milliseconds lack."""
@@ -242,12 +261,19 @@ class Generator:
         self._by_fd[connection.fd] = connection
         self._poll.register(connection.fd, select.EPOLLIN)
 
-    def _send(self, connection: Connection, intended: float) -> None:
+    def _send(self, connection: Connection, intended: float) -> bool:
+        """Whether the next request is on its way; if not, it is recorded and the connection is a new one."""
         connection.intended = intended
         try:
             connection.send(self._workload.next(connection))
         except OSError:
             self._broken(connection)
+            return False
+        return True
+
+    def _keep_busy(self, connection: Connection) -> None:
+        while not self._send(connection, self._now()):
+            pass  # on another node by now; Unavailable when there is none
 
     def _answered(self, connection: Connection) -> bool:
         """Whether the connection's operation is over, and recorded."""

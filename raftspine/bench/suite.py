@@ -166,20 +166,11 @@ class Suite:
         return Generator(workload, plan, self._clock).run().document()
 
     def _keep(self, store: str, step: Step, generator: str, document: dict[str, Any], cpu_s: float) -> None:
-        """The processes' time covers the warm-up too, so it is spread over that as well."""
-        share = document["seconds"] / (document["seconds"] + (1.0 if generator == "own" else 0.0))
-        measured = cpu_s * share
-        per_operation = measured * 1e6 / document["operations"] if document["operations"] else None
-        self.rows.append(
-            Row(
-                store,
-                step,
-                generator,
-                document,
-                None if per_operation is None else round(per_operation, 1),
-                round(measured / document["seconds"], 2),
-            )
-        )
+        """The processes' time covers warm-up and late answers too, so it is spread over all of these."""
+        operations = document.get("total_operations", document["operations"])
+        seconds = document.get("total_seconds", document["seconds"])
+        each = round(cpu_s * 1e6 / operations, 1) if operations else None
+        self.rows.append(Row(store, step, generator, document, each, round(cpu_s / seconds, 2)))
 
 
 def _total(usages: Sequence[Usage]) -> Usage:

@@ -1,7 +1,7 @@
 """The same ring requests sent by wrk, where it is installed.
 
-Our generator is Python and takes CPU from the nodes it shares the machine with; wrk takes about half as much.
-The two figures together bracket what the store can do. wrk is closed-loop and cannot follow a session token
+Our generator is Python and takes CPU from the nodes it shares the machine with; wrk takes less. The two figures
+side by side show how much of a result is the generator's. wrk is closed-loop and cannot follow a session token
 from reply to reply, so each of its threads keeps the one it is given.
 """
 

@@ -89,9 +89,13 @@ class Flow:
         for peer, follower in self._followers.items():
             sent = self._feed(peer, follower, now)
             known = min(commit, engine.match(peer))
-            if beat or (not sent and known > follower.told):
-                follower.told = max(follower.told, known)
+            if beat:
                 self._emit(peer, frames.HEARTBEAT, term, known, context)
+            elif not sent and known > follower.told:
+                self._emit(peer, frames.COMMITTED, term, known)
+            else:
+                continue
+            follower.told = max(follower.told, known)
 
     def _feed(self, peer: NodeId, follower: _Follower, now: float) -> bool:
         if follower.snapshotting:
@@ -140,16 +144,17 @@ class Flow:
 
     # ── answers ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def stored(self, peer: NodeId, wanted: int, now: float) -> None:
-        """A follower holds everything below `wanted`."""
+    def stored(self, peer: NodeId, wanted: int, now: float) -> bool:
+        """A follower holds everything below `wanted`. Whether something follows from it: more may be committed,
+        or more can be sent."""
         follower = self._followers.get(peer)
         index = wanted - 1
         if follower is None or index > self._log.last:
-            return
+            return False
         follower.heard_at = now
         self._engine.acknowledged(peer, index)
         if follower.snapshotting:
-            return
+            return False
         flights = follower.flights
         while flights and flights[0] <= index:
             flights.popleft()
@@ -158,6 +163,8 @@ class Flow:
             follower.next = index + 1
         else:
             follower.next = max(follower.next, index + 1)
+        commit = self._engine.commit
+        return index > commit or follower.told < min(commit, index) or follower.next <= self._log.last
 
     def refused(self, peer: NodeId, previous: int, wanted: int, now: float) -> None:
         """A follower's log does not contain our entry at `previous`; it suggests to go on at `wanted`."""

@@ -21,6 +21,7 @@ PREVOTE: Final = 7
 PREVOTED: Final = 8
 STALE: Final = 9
 TIMEOUT_NOW: Final = 10
+COMMITTED: Final = 11
 
 SHAPES: Final[dict[int, tuple[type, ...]]] = {
     HEARTBEAT: (int, int),  # commit index the receiver is known to hold, read context
@@ -33,6 +34,7 @@ SHAPES: Final[dict[int, tuple[type, ...]]] = {
     PREVOTED: (int, bool),  # ballot, granted?
     STALE: (),
     TIMEOUT_NOW: (),
+    COMMITTED: (int,),  # commit index the receiver is known to hold; needs no answer
 }
 
 HELD: Final = frozenset({APPEND, APPENDED, VOTE, VOTED, TIMEOUT_NOW})

@@ -199,6 +199,10 @@ class RaftGroup:
         if self.halted is not None:
             return
         engine = self.engine
+        if not (beat or self._busy()):
+            self.known_leader = self.leader
+            return
+        self._guard.stirred = False
         if engine.leads:
             self._take_office()
             if self.handover is None:
@@ -211,6 +215,18 @@ class RaftGroup:
             self._follow()
         self._wake_awaited()
         self.known_leader = self.leader
+
+    def _busy(self) -> bool:
+        """Whether a turn would change anything: a heartbeat or a second acknowledgement often does not."""
+        if self._guard.stirred or self.unfinished or self._proposals.queued or self._reads.pending:
+            return True
+        if self.engine.leads:
+            return self.engine.wants_beat or self.handover is not None
+        return self._office is not None or self._proposals.entered or self.engine.election_due
+
+    def stir(self) -> None:
+        """Something changed that only a turn can act on."""
+        self._guard.stirred = True
 
     def _append(self, commands: list[bytes]) -> int:
         self._stamp_ms = max(self._stamp_ms, self._clock.wall_ms())

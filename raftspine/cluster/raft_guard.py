@@ -24,6 +24,9 @@ from raftspine.ports import Clock, Entropy
 
 _LONG_AGO = float("-inf")
 
+_QUIET = frozenset({frames.HEARTBEAT, frames.HEARTBEAT_ECHO, frames.APPEND, frames.APPENDED, frames.COMMITTED})
+"""Kinds that by themselves give the engine nothing to do in its next turn; the rules know the exceptions."""
+
 
 class Guard:
     """Judges the frames of one group, and decides when its engine may campaign."""
@@ -49,6 +52,8 @@ class Guard:
         self._emit = emit
         self._halt = halt
         self._superseded = superseded
+        self.stirred = True
+        """Whether something happened that the engine or the flow must see; taken back by the driver."""
         self._leader_heard = _LONG_AGO
         self._votes: tuple[int, set[NodeId]] = (0, set())
         self._ballot = 0
@@ -67,6 +72,7 @@ class Guard:
             frames.PREVOTED: self._prevoted,
             frames.STALE: self._stale,
             frames.TIMEOUT_NOW: self._timeout_now,
+            frames.COMMITTED: self._committed,
         }
 
     def attach(self, engine: Engine, flow: Flow, reads: Reads) -> None:
@@ -77,6 +83,8 @@ class Guard:
 
     def deliver(self, source: NodeId, frame: Sequence[Any]) -> None:
         """Act on a well-formed frame from a member of this group."""
+        if frame[1] not in _QUIET:
+            self.stirred = True
         self._rules[frame[1]](source, *frame[2:])
 
     # ── campaigning ────────────────────────────────────────────────────────────────────────────────────────
@@ -165,6 +173,10 @@ class Guard:
             self._engine.follow(source, term, commit)
             self._emit(source, frames.HEARTBEAT_ECHO, term, context)
 
+    def _committed(self, source: NodeId, term: int, commit: int) -> None:
+        if self.from_leader(source, term):
+            self._engine.follow(source, term, commit)
+
     def _append(
         self, source: NodeId, term: int, previous: int, previous_term: int, commit: int, sent: list[Any]
     ) -> None:
@@ -238,11 +250,13 @@ class Guard:
         if not self._current_answer(source, term):
             return
         if stored:
-            self._flow.stored(source, wanted, self._now())
+            self.stirred = self._flow.stored(source, wanted, self._now()) or self.stirred
         else:
+            self.stirred = True
             self._flow.refused(source, previous, wanted, self._now())
 
     def _echo(self, source: NodeId, term: int, context: int) -> None:
         if self._current_answer(source, term):
             self._engine.heard(source)
             self._reads.echo(source, context)
+            self.stirred = self.stirred or self._reads.pending

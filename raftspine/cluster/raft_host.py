@@ -237,6 +237,11 @@ class RaftHost:
     # ── the turn ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _mark(self, group: RaftGroup) -> None:
+        """Have a group turned, whether or not it sees a reason."""
+        group.stir()
+        self._schedule(group)
+
+    def _schedule(self, group: RaftGroup) -> None:
         self._dirty[group] = None
         if not self._turn_due:
             self._turn_due = True
@@ -312,7 +317,7 @@ class RaftHost:
                 self.ignored_frames += 1
                 continue
             group.deliver(source, frame)
-            self._mark(group)
+            self._schedule(group)
 
     def _receive_snapshot(self, source: NodeId, body: Any) -> Any:
         if not self._running or self._reason is not None:

@@ -133,7 +133,7 @@ class Engine:
         engine._recover(wal)
         return engine
 
-    # ── reading ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── reading ───────────────────────────────────────────────────────────────────────────────────────────
 
     def get(self, key: bytes) -> bytes | None:
         for layer in reversed(self._layers):
@@ -151,7 +151,7 @@ class Engine:
         await self.checkpoint()
         return self._tree.freeze()
 
-    # ── writing ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── writing ───────────────────────────────────────────────────────────────────────────────────────────
 
     def stage(self, rows: Iterable[Row]) -> None:
         """Add changes to this turn; all of them or, when it raises, none. NoSpace while the disk or the tree
@@ -223,7 +223,7 @@ class Engine:
             self._log.close()
             self._tree.close()
 
-    # ── the turn ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── the turn ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _schedule_flush(self) -> None:
         if not self._flush_scheduled:
@@ -251,7 +251,7 @@ class Engine:
         if synced is not None:
             self._log.sync(synced)
 
-    # ── checkpoints ────────────────────────────────────────────────────────────────────────────────────────
+    # ── checkpoints ───────────────────────────────────────────────────────────────────────────────────────
 
     def _checkpoint_when_due(self) -> None:
         if self._flushing is not None:
@@ -340,7 +340,7 @@ class Engine:
             else:
                 waiter.fail(error)
 
-    # ── trouble ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── trouble ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _memtable_bytes(self) -> int:
         return sum(layer.size_bytes for layer in self._layers)
@@ -376,7 +376,7 @@ class Engine:
                 self._log.start_over()
         self._reconsider()
 
-    # ── recovery ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── recovery ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _recover(self, wal: Wal) -> None:
         """Bring back what the log holds beyond the tree."""

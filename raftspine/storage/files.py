@@ -71,7 +71,7 @@ class FileDirectory:
             self._thread = None
         os.close(self._lock)
 
-    # ── for the files ──────────────────────────────────────────────────────────────────────────────────────
+    # ── for the files ─────────────────────────────────────────────────────────────────────────────────────
 
     def later(self, job: Job) -> None:
         """Run a job on the sync thread, behind those already waiting."""

@@ -114,8 +114,7 @@ def _matches(found: Found, query: Query) -> bool:
     )
 
 
-# ── where candidates come from
-# ────────────────────────────────────────────────────────────────────────────────
+# ── where candidates come from ────────────────────────────────────────────────────────────────────────────
 
 Candidate = tuple[int, str, int]
 

@@ -47,6 +47,7 @@ __all__ = [
     "dot_row",
     "dots",
     "expired",
+    "floor",
     "is_expired",
     "load_vector",
     "page",
@@ -64,7 +65,6 @@ __all__ = [
     "strong_request_row",
     "strong_rows",
     "strong_version",
-    "floor",
     "vector_row",
     "vector_rows",
 ]
@@ -85,17 +85,14 @@ def strong_page(view: View, group: int, after: str | None, limit: int) -> list[t
     return _record_page(view, keys.STRONG, group, after, limit)
 
 
-def _record_page(
-    view: View, kind: bytes, group: int, after: str | None, limit: int
-) -> list[tuple[str, bytes]]:
+def _record_page(view: View, kind: bytes, group: int, after: str | None, limit: int) -> list[tuple[str, bytes]]:
     lo, hi = keys.span(kind, group)
     if after:
         lo += after.encode() + b"\0"
     return [(keys.id_of_record(key), data) for key, data in view.scan(lo, hi, limit=limit)]
 
 
-# ── the dot log and the vector it adds up to
-# ──────────────────────────────────────────────────────────────────
+# ── the dot log and the vector it adds up to ──────────────────────────────────────────────────────────────
 
 
 def dot_row(group: int, origin: str, seq: int, id: str) -> Row:
@@ -149,9 +146,7 @@ def load_vector(view: View, group: int) -> Vector:
 
 def count(view: View, group: int, limit: int) -> int:
     """How many ids a group holds on either path, tombstones included; at most `limit` of each."""
-    return sum(
-        len(view.scan(*keys.span(kind, group), limit=limit)) for kind in (keys.RING, keys.STRONG)
-    )
+    return sum(len(view.scan(*keys.span(kind, group), limit=limit)) for kind in (keys.RING, keys.STRONG))
 
 
 def _all(view: View, kind: bytes, group: int) -> Iterable[tuple[bytes, bytes]]:
@@ -161,8 +156,7 @@ def _all(view: View, kind: bytes, group: int) -> Iterable[tuple[bytes, bytes]]:
         lo = rows[-1][0] + b"\0"
 
 
-# ── the conflict log
-# ──────────────────────────────────────────────────────────────────────────────────────────
+# ── the conflict log ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class Lost(NamedTuple):
@@ -197,8 +191,7 @@ def conflicts(view: View, group: int, id: str) -> list[Lost]:
     return found[:CONFLICTS_KEPT]
 
 
-# ── what became of requests
-# ───────────────────────────────────────────────────────────────────────────────────
+# ── what became of requests ───────────────────────────────────────────────────────────────────────────────
 
 
 class RingRequest(NamedTuple):
@@ -245,8 +238,7 @@ def strong_request(view: Lookup, group: int, digest: bytes) -> bytes | None:
     return view.get(keys.strong_request(group, digest))
 
 
-# ── where the group's log has been applied to
-# ─────────────────────────────────────────────────────────────────
+# ── where the group's log has been applied to ─────────────────────────────────────────────────────────────
 
 
 def applied_row(group: int, at: Position, more: Any = None) -> Row:

@@ -133,7 +133,7 @@ class LmdbTree(LmdbView):
         super().close()
         self._environment.close()
 
-    # ── one batch at a time ────────────────────────────────────────────────────────────────────────────────
+    # ── one batch at a time ───────────────────────────────────────────────────────────────────────────────
 
     async def _drain(self) -> None:
         try:
@@ -187,7 +187,7 @@ class LmdbTree(LmdbView):
             data += more
         return data
 
-    # ── the writing process ────────────────────────────────────────────────────────────────────────────────
+    # ── the writing process ───────────────────────────────────────────────────────────────────────────────
 
     def _start(self) -> None:
         self._stop()

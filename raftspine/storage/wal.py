@@ -71,7 +71,7 @@ class Wal:
         wal._unsettled = [segment.name for segment in wal._segments[-2:-1]]
         return wal
 
-    # ── reading ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── reading ───────────────────────────────────────────────────────────────────────────────────────────
 
     def replay(self, after: int = 0) -> Iterator[tuple[int, bytes]]:
         """Each record whose position is above `after`, in order, as (position, payload)."""
@@ -98,7 +98,7 @@ class Wal:
     def size_bytes(self) -> int:
         return sum(self._sizes.values())
 
-    # ── writing ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── writing ───────────────────────────────────────────────────────────────────────────────────────────
 
     def append(self, payload: bytes) -> int:
         """Write one record to the page cache and return its position. It survives the death of the process at
@@ -173,7 +173,7 @@ class Wal:
             self._file.close()
             self._file = None
 
-    # ── inside ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── inside ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _admit(self, segment: Segment, *, last: bool, on_cut: OnCut | None) -> None:
         """Check one segment found on disk and count its records."""

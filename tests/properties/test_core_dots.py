@@ -30,9 +30,7 @@ def test_it_holds_exactly_what_was_added_and_stays_minimal(some: set[tuple[str, 
         assert extras
         assert min(extras) > made.base.get(origin, 0) + 1
     assert all(not made.add(o, s) for o, s in some)
-    assert {o: made.highest(o) for o in "abc"} == {
-        o: max([s for p, s in some if p == o], default=0) for o in "abc"
-    }
+    assert {o: made.highest(o) for o in "abc"} == {o: max([s for p, s in some if p == o], default=0) for o in "abc"}
 
 
 @given(dots, st.sampled_from("abc"), st.integers(0, 9))
@@ -43,9 +41,7 @@ def test_advance_covers_everything_below(some: set[tuple[str, int]], origin: str
 
 
 @given(dots, dots)
-def test_join_dominates_and_missing_are_those_of_sets(
-    a: set[tuple[str, int]], b: set[tuple[str, int]]
-) -> None:
+def test_join_dominates_and_missing_are_those_of_sets(a: set[tuple[str, int]], b: set[tuple[str, int]]) -> None:
     mine, theirs = vector(a), vector(b)
     assert mine.dominates(theirs) == (a >= b)
     ranges = mine.missing(theirs)
@@ -67,9 +63,7 @@ def test_meet_is_what_all_cover_without_a_gap(sets: list[set[tuple[str, int]]]) 
 
 
 @given(dots, dots)
-def test_wire_and_digest_say_the_same_for_the_same_content(
-    a: set[tuple[str, int]], b: set[tuple[str, int]]
-) -> None:
+def test_wire_and_digest_say_the_same_for_the_same_content(a: set[tuple[str, int]], b: set[tuple[str, int]]) -> None:
     made = vector(a)
     assert Vector.from_wire(made.to_wire()) == made
     assert Vector(made.base, made.extras) == made

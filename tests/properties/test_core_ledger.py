@@ -1,8 +1,8 @@
 """The ledger against a dumb twin, and its replicas against one another.
 
 The twin keeps one plain dictionary per id and knows the ring as sets of dots; it is told what the coordinator
-saw. Three replicas apply the same commands over *different* local ring states, because only conflicts may depend
-on those.
+saw. Three replicas apply the same commands over *different* local ring states, because only conflicts may
+depend on those.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ class LedgerAndTwin(RuleBasedStateMachine):
         self.replicas = [Store(), Store(), Store()]
         self.twin = Twin()
         self.everything: dict[str, list[Version]] = {id: [] for id in IDS}
-        self.pictures: dict[str, list[tuple[RingRecord | None, set[Dot]]]] = {
-            id: [(None, set())] for id in IDS
-        }
+        self.pictures: dict[str, list[tuple[RingRecord | None, set[Dot]]]] = {id: [(None, set())] for id in IDS}
         self.ring_seq = 0
 
     # ── events ────────────────────────────────────────────────────────────────────────────────────────────
@@ -203,9 +201,7 @@ class LedgerAndTwin(RuleBasedStateMachine):
         if data[:1] <= b"\x01":
             before = [dict(part) for part in self.replicas[0].replicated()]
             for store in self.replicas:
-                outcome, effects = machine.apply_encoded(
-                    store, data, Place(self.index + 1, 0), GROUP, self.now
-                )
+                outcome, effects = machine.apply_encoded(store, data, Place(self.index + 1, 0), GROUP, self.now)
                 store.perform(effects)
             if outcome.status is Status.MALFORMED:
                 assert [dict(part) for part in self.replicas[0].replicated()] == before

@@ -51,6 +51,7 @@ class History:
         self.versions: list[Version] = []
         self.past: dict[Dot, frozenset[Dot]] = {}
         self.knows: list[set[Dot]] = [set() for _ in range(REPLICAS)]
+        self.travelling: list[RingRecord] = []
 
     def write(self, i: int, stamp_skew: int, delete: bool) -> None:
         replica = self.replicas[i]
@@ -77,6 +78,21 @@ class History:
         b.vector.join(a.vector)
         self.knows[target] |= self.knows[source]
 
+    def depart(self, source: int) -> None:
+        """A record leaves for a merge that will happen much later."""
+        record = self.replicas[source].record
+        if record is not None:
+            self.travelling.append(record)
+
+    def arrive(self, number: int, target: int) -> None:
+        replica = self.replicas[target]
+        if self.travelling and replica.record is not None:
+            late = fresh(replica.record, self.travelling[number % len(self.travelling)], replica.vector.covers)
+            replica.record = join(replica.record, late).record
+            for version in late.versions:
+                replica.vector.add(*version.dot)
+                self.knows[target] |= self.past[version.dot] | {version.dot}
+
     def prune(self, i: int) -> None:
         stable = Vector.meet(r.vector for r in self.replicas)
         replica = self.replicas[i]
@@ -99,7 +115,12 @@ plain_events = st.one_of(
     st.tuples(st.just("sync"), who, who),
     st.tuples(st.just("reboot"), who),
 )
-events = st.one_of(plain_events, st.tuples(st.just("prune"), who))
+events = st.one_of(
+    plain_events,
+    st.tuples(st.just("prune"), who),
+    st.tuples(st.just("depart"), who),
+    st.tuples(st.just("arrive"), st.integers(0, 9), who),
+)
 
 
 def replay(script: list[tuple]) -> History:  # type: ignore[type-arg]

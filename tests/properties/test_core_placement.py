@@ -100,9 +100,7 @@ def test_a_node_more_or_less_moves_its_share_and_no_more(nodes: int, groups: int
 
 @settings(max_examples=40, deadline=None)
 @given(clusters(), clusters(), st.integers(1, 4))
-def test_rebuilding_for_any_members_keeps_the_bounds(
-    old: list[Member], new: list[Member], factor: int
-) -> None:
+def test_rebuilding_for_any_members_keeps_the_bounds(old: list[Member], new: list[Member], factor: int) -> None:
     table = rebuild(build_table("c", old, groups=16, factor=3, strategy="id"), new, factor)
     holding = holders(new)
     assert all(len(set(g)) == min(factor, len(holding)) for g in table.groups)

@@ -9,9 +9,7 @@ from raftspine.errors import InvalidRequest
 
 KEY = b"k" * 32
 groups = st.integers(0, 63)
-origins = st.builds(
-    "{}~{:08x}".format, st.text("spine-12", min_size=1, max_size=12), st.integers(0, 2**32 - 1)
-)
+origins = st.builds("{}~{:08x}".format, st.text("spine-12", min_size=1, max_size=12), st.integers(0, 2**32 - 1))
 seqs = st.integers(1, 2**40)
 tokens = st.builds(
     Token,

@@ -35,7 +35,7 @@ def test_a_session_reads_its_write_on_every_other_node_at_once(processes: Proces
             await asyncio.gather(*(worker(n) for n in range(WORKERS)))
         finally:
             for proxy in proxies:
-                await proxy.stop()
+                await proxy.close()
 
     async def worker(n: int) -> None:
         one, two, three = (AsyncSpine(url, timeout=30) for url in cluster.urls)

@@ -26,7 +26,7 @@ def cluster(processes: Processes, tmp_path: Path) -> Iterator[LocalCluster]:
 def test_the_real_memories_are_kept_by_their_tags_and_outlive_any_one_node(
     cluster: LocalCluster, processes: Processes
 ) -> None:
-    command = [sys.executable, "-m", "raftspine", "--url", cluster.url("n1"), "import", str(dataset_path())]
+    command = [sys.executable, "-m", "raftspine", "import", str(dataset_path()), "--url", cluster.url("n1")]
     importing = processes.start(command, name="import")
     assert importing.wait(120) == 0, importing.output()
 

@@ -120,9 +120,7 @@ def hole(disk: MemoryDisk, record: int, size: int) -> MemoryDisk:
     """The same disk with the given record zeroed, as if its page had never been written."""
     torn = disk.copy()
     start = segment.HEAD_BYTES + (record - 1) * (segment.RECORD_BYTES + size)
-    torn.files[only_file(disk)][start : start + segment.RECORD_BYTES + size] = bytes(
-        segment.RECORD_BYTES + size
-    )
+    torn.files[only_file(disk)][start : start + segment.RECORD_BYTES + size] = bytes(segment.RECORD_BYTES + size)
     return torn
 
 

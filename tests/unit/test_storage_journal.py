@@ -1,0 +1,275 @@
+"""The Raft journal: what comes back is a state the node was in, however the log ended."""
+
+import asyncio
+
+import pytest
+
+from raftspine.errors import Corrupt
+from raftspine.model import GroupId, NodeId
+from raftspine.sim.disk import SimDisk
+from raftspine.sim.loop import Dice, run
+from raftspine.storage.journal import Journal
+from raftspine.storage.wal import Wal
+
+A, B = GroupId(0), GroupId(0xFFFF)
+VOTERS = (NodeId("n1"), NodeId("n2"), NodeId("n3"))
+
+
+def opened(disk, **options):
+    return Journal.open(Wal.open(disk.directory("raft"), segment_bytes=1 << 20), **options)
+
+
+def picture(journal):
+    return {
+        group: (held.rows, held.term, held.vote, held.voters, held.time_ms, held.size_bytes)
+        for group in journal.groups()
+        if (held := journal.group(group)) is not None
+    }
+
+
+def segments(disk):
+    return disk.directory("raft").names()
+
+
+def on_disk(scene, seed=0):
+    async def main(loop):
+        await scene(SimDisk(loop, Dice(seed)))
+
+    run(main)
+
+
+async def some_history(journal):
+    """A little of everything; yields after each commit."""
+    a = journal.create(A, VOTERS)
+    b = journal.create(B, VOTERS, index=7, term=3, time_ms=5)
+    for number in range(1, 6):
+        a.append(b"a%d" % number, number, 1)
+    a.set_term(1, "n2")
+    yield await journal.commit()
+    a.truncate(4)
+    a.append(b"anew", 4, 2)
+    a.set_term(2, None)
+    b.append(b"b", 8, 4)
+    yield await journal.commit()
+    a.rebase(2, 1, 99, VOTERS)
+    yield await journal.commit()
+    b.reset(50, 6, 77, VOTERS[:1])
+    b.append(b"after", 51, 6)
+    yield await journal.commit()
+
+
+def test_what_was_committed_comes_back():
+    async def scene(disk):
+        journal = opened(disk)
+        async for _ in some_history(journal):
+            assert picture(opened(disk)) == picture(journal)
+        again = opened(disk)
+        assert again.group(A).rows == [(b"", 2, 1), (b"a3", 3, 1), (b"anew", 4, 2)]
+        assert again.group(B).rows == [(b"", 50, 6), (b"after", 51, 6)]
+        assert again.group(B).voters == VOTERS[:1]
+        assert [again.group(g).durable for g in (A, B)] == [4, 51]
+
+    on_disk(scene)
+
+
+def test_cut_at_any_byte_the_log_gives_an_earlier_state():
+    async def scene(disk):
+        journal = opened(disk)
+        states = [{}]
+        async for _ in some_history(journal):
+            states.append({group: (list(p[0]), *p[1:]) for group, p in picture(journal).items()})
+        name = segments(disk)[-1]
+        whole = disk.directory("raft").read(name)
+        seen = []
+        for length in range(len(whole), 24, -1):
+            copy = SimDisk(disk.loop, Dice(1))
+            copy.directory("raft").open(name).append(whole[:length])
+            state = picture(opened(copy))
+            assert state in states
+            if not seen or seen[-1] != state:
+                seen.append(state)
+        assert seen == states[::-1]
+
+    on_disk(scene)
+
+
+def test_durable_follows_the_disk_and_never_covers_what_was_cut():
+    async def scene(disk):
+        journal = opened(disk)
+        a = journal.create(A, VOTERS)
+        a.append(b"1", 1, 1)
+        a.append(b"2", 2, 1)
+        done = journal.commit()
+        assert a.durable == 0
+        a.truncate(2)
+        a.append(b"other", 2, 2)
+        await done
+        assert a.durable < 2
+        assert journal.dirty
+        await journal.commit()
+        assert a.durable == 2
+
+    on_disk(scene)
+
+
+def test_the_log_stays_bounded_and_survives_a_crash_at_every_step_of_a_rotation():
+    async def scene(disk):
+        journal = opened(disk, rotate_bytes=2000)
+        a, b = journal.create(A, VOTERS), journal.create(B, VOTERS)
+        largest, rotations, committed = 0, 0, {}
+        for number in range(1, 400):
+            a.append(b"x" * 20, number, 1)
+            b.append(b"y" * 20, number, 1)
+            if number % 10 == 0:
+                a.rebase(number - 3, 1, number, VOTERS)
+                b.rebase(number - 3, 1, number, VOTERS)
+            done = journal.commit()
+            if len(segments(disk)) == 2:
+                rotations += 1
+                await crash_inside(disk, committed, copied(journal))
+            await done
+            committed = copied(journal)
+            largest = max(largest, disk.size())
+            assert picture(opened(disk)) == committed
+        assert rotations > 5
+        assert largest < 12_000
+
+    def copied(journal):
+        return {group: (list(rows), *rest) for group, (rows, *rest) in picture(journal).items()}
+
+    async def crash_inside(disk, before, after):
+        """Both segments are there, the new one unsynced: cut it anywhere, and nothing may be missing."""
+        old, new = segments(disk)
+        sealed, whole = disk.directory("raft").read(old), disk.directory("raft").read(new)
+        for length in range(0, len(whole), 7):
+            copy = SimDisk(disk.loop, Dice(2))
+            copy.directory("raft").open(old).append(sealed)
+            copy.directory("raft").open(new).append(whole[:length])
+            reopened = opened(copy)
+            found = copied(reopened)
+            for group in (A, B):
+                assert found[group] in (before[group], after[group])
+            # What a torn restatement left must not swallow what is written next.
+            held = reopened.group(B)
+            held.append(b"next", held.last + 1, 1)
+            await reopened.commit()
+            assert picture(opened(copy)) == picture(reopened)
+
+    on_disk(scene)
+
+
+@pytest.mark.parametrize("fault", ["full", "broken"])
+def test_after_a_failed_write_everything_is_written_anew(fault):
+    async def scene(disk):
+        journal = opened(disk)
+        a = journal.create(A, VOTERS)
+        a.append(b"1", 1, 1)
+        await journal.commit()
+        setattr(disk, fault, True)
+        a.append(b"2", 2, 1)
+        for _ in range(3):
+            with pytest.raises(OSError, match="simulated disk"):
+                await journal.commit()
+            assert journal.dirty
+            assert a.durable == 1
+        setattr(disk, fault, False)
+        a.append(b"3", 3, 1)
+        await journal.commit()
+        assert a.durable == 3
+        assert not journal.dirty
+        disk.crash(power=True)
+        assert picture(opened(disk)) == picture(journal)
+
+    on_disk(scene)
+
+
+def test_power_loss_takes_only_what_no_commit_covered():
+    async def scene(disk):
+        for seed in range(30):
+            disk = SimDisk(disk.loop, Dice(seed))
+            journal = opened(disk)
+            a = journal.create(A, VOTERS)
+            for number in range(1, 20):
+                a.append(b"x" * 700, number, 1)
+                await journal.commit()
+            a.append(b"unsynced" * 400, 20, 1)
+            done = journal.commit()
+            disk.crash(power=True)
+            assert opened(disk).group(A).last in (19, 20)
+            assert not done.done()
+
+    on_disk(scene)
+
+
+def test_damage_in_the_middle_refuses_the_start_and_names_the_place():
+    async def scene(disk):
+        journal = opened(disk)
+        a = journal.create(A, VOTERS)
+        for number in range(1, 50):
+            a.append(b"x" * 100, number, 1)
+            await journal.commit()
+        name = segments(disk)[0]
+        disk.damage("raft", name, 1500)
+        with pytest.raises(Corrupt) as caught:
+            opened(disk)
+        assert caught.value.details["file"] == name
+        assert caught.value.details["offset"] > 0
+
+    on_disk(scene)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x01\x91\x95\x01\x00\x05\x01\xc4\x01x",  # an entry of a group nobody began
+        b"\x01\x91\x92\x63\x00",  # an unknown kind of record
+        b"\x02\x90",  # an unknown format
+        b"\x01\x01",  # not a list
+        b"\x01\xc1",  # not msgpack
+    ],
+)
+def test_records_that_make_no_sense_are_refused_with_a_remedy(payload):
+    async def scene(disk):
+        wal = Wal.open(disk.directory("raft"), segment_bytes=1 << 20)
+        wal.append(payload)
+        await wal.sync()
+        with pytest.raises(Corrupt, match="join again"):
+            opened(disk)
+
+    on_disk(scene)
+
+
+def test_misuse_of_a_group_is_refused_before_it_is_recorded():
+    async def scene(disk):
+        journal = opened(disk)
+        a = journal.create(A, VOTERS)
+        a.append(b"1", 1, 2)
+        for wrong in (
+            lambda: a.append(b"3", 3, 2),
+            lambda: a.append(b"2", 2, 1),
+            lambda: a.truncate(0),
+            lambda: a.truncate(2),
+            lambda: a.rebase(2, 2, 0, VOTERS),
+            lambda: a.rebase(1, 9, 0, VOTERS),
+            lambda: journal.create(A, VOTERS),
+        ):
+            with pytest.raises(ValueError, match=r"entry|cut|base|exists"):
+                wrong()
+        with pytest.raises(IndexError):
+            a.term_at(-1)
+        await journal.commit()
+        assert picture(opened(disk)) == picture(journal)
+
+    on_disk(scene)
+
+
+def test_large_commits_are_split_and_still_come_back():
+    async def scene(disk):
+        journal = opened(disk)
+        a = journal.create(A, VOTERS)
+        for number in range(1, 12):
+            a.append(bytes([number]) * 300_000, number, 1)
+        await asyncio.wait_for(journal.commit(), 5)
+        assert picture(opened(disk)) == picture(journal)
+
+    on_disk(scene)
