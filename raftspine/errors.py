@@ -6,6 +6,7 @@ try elsewhere, a caller who is told "unknown" may not. So the tree is cut by out
     SpineError
     ├── Rejected      decided: the request was understood and refused, nothing changed, asking again changes nothing
     │   ├── InvalidRequest    the request itself is at fault (names the field)
+    │   │   └── Malformed         … and cannot even be read
     │   ├── TooLarge          a body, content or list above its limit
     │   ├── Unauthorized      no or an unknown API key
     │   ├── Forbidden         the key may not do this
@@ -63,6 +64,10 @@ class InvalidRequest(Rejected):
         if field is not None:
             details = {"field": field, **details}
         super().__init__(message, code=code, details=details)
+
+
+class Malformed(InvalidRequest):
+    """The bytes are not what they claim to be: no body, broken JSON, text that is not UTF-8, a foreign token."""
 
 
 class TooLarge(Rejected):

@@ -7,13 +7,14 @@
 #   --source DIR      a checkout of raftspine; default: the one this script lies in
 #   --config FILE     the cluster file; default: conf/cluster.yaml of the source
 #   --secret FILE     the cluster secret, the same on every node (or RAFTSPINE_CLUSTER_SECRET, at least 16 bytes)
-#   --await WHAT      what the closing health check waits for: ready (default; needs a majority of the nodes up),
-#                     alive (this process answers; for the first nodes of a new cluster) or nothing
+#   --await WHAT      what the closing health check waits for: ready (needs a majority of the nodes up; the default
+#                     under systemd), alive (this process answers; for the first nodes of a new cluster) or nothing
 #   --no-systemd      install everything, start nothing
 #   --root DIR        install below DIR as the present user, without system packages, a user account or systemd
 # environment:
 #   RAFTSPINE_API_KEY the operator's API key, the same on every node; without it the first run makes one and shows it
-#   PYTHON            the interpreter for the node's environment; default python3
+#   PYTHON            the interpreter for the node's environment; default /usr/bin/python3 (with --root: python3).
+#                     The service reaches neither /root nor /home, so an interpreter from there will not do
 #
 # Needs the package registries (Debian's, PyPI) as the host is configured for them, and nothing else from the network.
 # Secrets come by file or environment, never as arguments, which every user of the host can read in the process list.
@@ -30,10 +31,10 @@ node=${RAFTSPINE_NODE:-}
 source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 config=
 secret_file=
-await=ready
+await=
 systemd=yes
 root=
-python=${PYTHON:-python3}
+python=${PYTHON:-}
 while [ $# -gt 0 ]; do
     case $1 in
         --node | --source | --config | --secret | --await | --root)
@@ -60,22 +61,27 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -n "$node" ] || fail "which node is this host? --node ID"
-case $await in ready | alive | nothing) ;; *) fail "--await is ready, alive or nothing, not $await" ;; esac
+case $await in '' | ready | alive | nothing) ;; *) fail "--await is ready, alive or nothing, not $await" ;; esac
 config=${config:-$source_dir/conf/cluster.yaml}
 [ -r "$config" ] || fail "no cluster file at $config"
 [ -r "$source_dir/requirements.lock" ] || fail "$source_dir is not a checkout of raftspine (no requirements.lock)"
 if [ -n "$root" ]; then
     systemd=no
+    python=${python:-python3}
 elif [ "$(id -u)" -ne 0 ]; then
     fail "run it as root (or with --root DIR to install below a directory)"
 elif [ "$systemd" = yes ] && [ ! -d /run/systemd/system ]; then
     fail "systemd is not running here; --no-systemd installs everything and starts nothing"
 fi
 
+python=${python:-/usr/bin/python3}
+[ "$systemd" = yes ] && await=${await:-ready}
+
 etc=$root/etc/raftspine
 home=$root/opt/raftspine
 state=$root/var/lib/raftspine
 venv=$home/venv
+key=${RAFTSPINE_API_KEY:-}
 changes=0
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -117,6 +123,10 @@ system_packages() {
 python_new_enough() {
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
         fail "$python is not Python 3.11 or newer; set PYTHON (Debian 12's python3 will do)"
+    [ -z "$root" ] || return 0
+    case $(readlink -f "$(command -v "$python")") in
+        /root/* | /home/*) fail "the service cannot reach $python; set PYTHON to one outside of home directories" ;;
+    esac
 }
 
 account_and_folders() {
@@ -190,7 +200,6 @@ secret() {
 
 # API keys are kept as SHA-256 digests: this file does not yield a key, so a new one is shown once.
 api_keys() {
-    local key=${RAFTSPINE_API_KEY:-}
     if [ -z "$key" ]; then
         [ -s "$etc/api_keys.yaml" ] && return
         key=$(random_text)
@@ -208,7 +217,17 @@ api_keys() {
     put "$work/api_keys.yaml" "$etc/api_keys.yaml" 0640
 }
 
+# What the node would refuse at its next start is refused here, while the old file is still in place.
 configuration() {
+    RAFTSPINE_CLUSTER_SECRET=$(cat "$etc/secret") "$venv/bin/python" - "$config" "$node" <<'PY' || exit 1
+import os, sys
+from raftspine import config
+from raftspine.errors import Misuse
+try:
+    config.load(sys.argv[1], os.environ).member(sys.argv[2])
+except Misuse as error:
+    sys.exit(f"provision.sh: {error.message}")
+PY
     put "$config" "$etc/cluster.yaml" 0640
     printf 'RAFTSPINE_NODE=%s\n' "$node" >"$work/node.env"
     put "$work/node.env" "$etc/node.env" 0640
@@ -227,38 +246,46 @@ unit() {
     fi
 }
 
-# Asks this node itself, at the address the cluster file gives it, until it answers 200 or two minutes are over.
+# The address the cluster file gives this node.
+own_url() {
+    RAFTSPINE_CLUSTER_SECRET=$(cat "$etc/secret") "$venv/bin/python" - "$etc/cluster.yaml" "$node" <<'PY'
+import os, sys
+from raftspine import config
+member = config.load(sys.argv[1], os.environ).member(sys.argv[2])
+print(f"http://{member.host}:{member.port}")
+PY
+}
+
+# Asks this node itself until it answers 200 or two minutes are over, then shows the cluster.
 health_check() {
-    if [ "$systemd" != yes ] || [ "$await" = nothing ]; then return; fi
-    local path=/readyz
+    case $await in '' | nothing) return ;; esac
+    local url path=/readyz
+    url=$(own_url)
     [ "$await" = ready ] || path=/healthz
-    if ! "$venv/bin/python" - "$etc/cluster.yaml" "$node" "$path" <<'PY'; then
+    if ! "$venv/bin/python" - "$url$path" <<'PY'; then
 import sys, time, urllib.error, urllib.request
-import yaml
-with open(sys.argv[1], encoding="utf-8") as file:
-    cluster = yaml.safe_load(file)["cluster"]
-node = next(n for n in cluster["nodes"] if n["id"] == sys.argv[2])
-url = f"http://{node['host']}:{node.get('port', 8788)}{sys.argv[3]}"
 deadline = time.monotonic() + 120
 while True:
     try:
-        with urllib.request.urlopen(url, timeout=5) as reply:
-            print(f"provision.sh: {url}: {reply.status}")
+        with urllib.request.urlopen(sys.argv[1], timeout=5):
             sys.exit(0)
     except urllib.error.HTTPError as error:
         said = f"{error.code} {error.read(2000).decode(errors='replace')}"
     except OSError as error:
         said = str(error)
     if time.monotonic() > deadline:
-        sys.exit(f"provision.sh: {url} not well after two minutes; last: {said}")
+        sys.exit(f"provision.sh: {sys.argv[1]} is not well after two minutes: {said}")
     time.sleep(1)
 PY
-        systemctl --no-pager --lines=0 status raftspine.service >&2 || true
-        journalctl --no-pager --unit raftspine.service --lines 40 >&2 || true
-        fail "the node is installed but not $await; its last log lines are above"
+        if [ "$systemd" = yes ]; then
+            systemctl --no-pager --lines=0 status raftspine.service >&2 || true
+            journalctl --no-pager --unit raftspine.service --lines 40 >&2 || true
+        fi
+        fail "the node is installed but not $await"
     fi
-    if [ "$await" = ready ] && [ -n "${RAFTSPINE_API_KEY:-}" ]; then
-        "$venv/bin/raftspine" cluster status || true
+    say "$node is $await at $url"
+    if [ "$await" = ready ] && [ -n "$key" ]; then
+        RAFTSPINE_API_KEY=$key "$venv/bin/raftspine" cluster status --url "$url"
     fi
 }
 

@@ -145,8 +145,8 @@ class Flow:
     # ── answers ────────────────────────────────────────────────────────────────────────────────────────────
 
     def stored(self, peer: NodeId, wanted: int, now: float) -> bool:
-        """A follower holds everything below `wanted`. Whether something follows from it: more may be committed,
-        or more can be sent."""
+        """A follower holds everything below `wanted`. Whether something follows from it: more may be
+        committed, or more can be sent."""
         follower = self._followers.get(peer)
         index = wanted - 1
         if follower is None or index > self._log.last:

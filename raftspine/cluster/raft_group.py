@@ -197,6 +197,7 @@ class RaftGroup:
     def turn(self, beat: bool) -> None:
         """Append what was proposed, let the engine work, address the followers, answer who is owed one."""
         if self.halted is not None:
+            self.known_leader = None
             return
         engine = self.engine
         if not (beat or self._busy()):

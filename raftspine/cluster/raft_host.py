@@ -258,7 +258,10 @@ class RaftHost:
         held: list[Outgoing] = []
         for group in dirty:
             before = group.known_leader
-            group.turn(beat)
+            try:
+                group.turn(beat)
+            except Exception as error:  # noqa: BLE001 (the other groups go on, this one must not)
+                self._broken(group, error)
             if group.express:
                 express += group.express
                 group.express = []
@@ -273,6 +276,10 @@ class RaftHost:
                 self._announce(group)
         self._send(express)
         self._outbox.release(held)
+
+    def _broken(self, group: RaftGroup, error: Exception) -> None:
+        log.error("a Raft group broke", group=group.group, exc_info=error)
+        group.halt(f"internal error: {type(error).__name__}: {error}")
 
     def _announce(self, group: RaftGroup) -> None:
         for changed in self._listeners:
@@ -316,7 +323,10 @@ class RaftHost:
             if group is None:
                 self.ignored_frames += 1
                 continue
-            group.deliver(source, frame)
+            try:
+                group.deliver(source, frame)
+            except Exception as error:  # noqa: BLE001 (as in _turn)
+                self._broken(group, error)
             self._schedule(group)
 
     def _receive_snapshot(self, source: NodeId, body: Any) -> Any:

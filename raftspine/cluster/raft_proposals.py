@@ -47,7 +47,9 @@ class Proposals:
         return bool(self._entered)
 
     def submit(self, command: bytes) -> "Future[Any]":
-        """Queue a command for the next entry."""
+        """Queue a command for the next entry. TypeError unless it is bytes: no replica could read it back."""
+        if type(command) is not bytes:
+            raise TypeError(f"a command is bytes, not {type(command).__name__}")
         caller: Future[Any] = self._loop.create_future()
         if self._outstanding >= self._limits.outstanding:
             text = f"too many proposals are waiting in group {self._group}"

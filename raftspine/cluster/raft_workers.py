@@ -23,6 +23,13 @@ BALANCE_SECONDS = 5.0
 HANDOVER_SECONDS = 1.0
 """How long proposals wait for a transfer of leadership before it is called off: about an election."""
 
+NEARLY = 64
+"""Entries a preferred replica may lag behind and still be handed leadership; it gets them while proposals
+wait."""
+
+REFUSED_SECONDS = 60.0
+"""Pause after a preferred replica did not take over, so that its group does not stall again and again."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -50,6 +57,7 @@ class Workers:
         self._machine = machine
         self._changed = changed
         self._compacting = False
+        self._not_before: dict[GroupId, float] = {}
         now = clock.monotonic()
         self._next_compaction = now + COMPACT_SECONDS
         self._next_balance = now + BALANCE_SECONDS * (1 + entropy.random())
@@ -99,9 +107,9 @@ class Workers:
     # ── snapshots ──────────────────────────────────────────────────────────────────────────────────────────
 
     def send_snapshots(self, group: RaftGroup) -> None:
-        """Start a transfer to each follower that needs one and has none under way."""
+        """Start a transfer to each follower that needs one, can be reached, and has none under way."""
         for peer in group.flow.snapshots_wanted:
-            if peer in group.sending:
+            if peer in group.sending or not self._rpc.connected(peer):
                 group.flow.snapshot_failed(peer, self._clock.monotonic())
             else:
                 group.sending[peer] = group.log.base
@@ -127,11 +135,21 @@ class Workers:
         """Let the preferred replica lead where it can, one group at a time, so that leaders spread evenly."""
         for group in self._groups.values():
             preferred = group.log.voters[0]
-            away = group.engine.leads and preferred != self._node and group.halted is None
-            if away and self._rpc.connected(preferred) and group.flow.caught_up(preferred):
-                group.begin_handover(preferred, now + HANDOVER_SECONDS)
-                self._changed(group)
+            away = group.engine.leads and preferred != self._node and now >= self._not_before.get(group.group, 0)
+            near = away and group.engine.match(preferred) >= group.log.last - NEARLY
+            if near and self._rpc.connected(preferred):
+                self._hand_to_preferred(group, preferred, now)
                 return
+
+    def _hand_to_preferred(self, group: RaftGroup, preferred: NodeId, now: float) -> None:
+        def ended(future: "asyncio.Future[bool]") -> None:
+            if not future.result():
+                self._not_before[group.group] = now + REFUSED_SECONDS
+
+        handover = group.begin_handover(preferred, now + HANDOVER_SECONDS)
+        if handover is not None:
+            handover.ended.add_done_callback(ended)
+            self._changed(group)
 
     async def transfer(self, group: RaftGroup, to: NodeId) -> bool:
         """Hand leadership over; whether this node has stopped leading."""

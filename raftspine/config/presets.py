@@ -39,7 +39,7 @@ class Timing(Struct, frozen=True):
 EDITS: dict[str, dict[str, int]] = {
     "lan": {},
     "local": {
-        "heartbeat_ms": 75,
+        "heartbeat_ms": 100,
         "election_min_ms": 750,
         "election_max_ms": 1500,
         "check_quorum_ms": 750,

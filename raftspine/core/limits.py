@@ -121,9 +121,7 @@ def check_tags(tags: Sequence[str], limits: Limits = DEFAULTS, field: str = "$.t
         raise InvalidRequest("tags must be a list of texts", field=field)
     for i, tag in enumerate(tags):
         if not isinstance(tag, str) or not tag or len(tag) > limits.tag_chars:
-            raise InvalidRequest(
-                f"a tag is a text of 1 to {limits.tag_chars} characters", field=f"{field}[{i}]"
-            )
+            raise InvalidRequest(f"a tag is a text of 1 to {limits.tag_chars} characters", field=f"{field}[{i}]")
         if not (tag.isascii() and tag.isprintable()):
             _check_text(tag, f"{field}[{i}]")
     unique = tuple(dict.fromkeys(tags))
@@ -141,9 +139,7 @@ def check_importance(importance: str | float, field: str = "$.importance") -> No
             return
     elif isinstance(importance, (int, float)) and not isinstance(importance, bool) and 0 <= importance <= 1:
         return
-    raise InvalidRequest(
-        "importance must be low, medium, high, critical or a number from 0 to 1", field=field
-    )
+    raise InvalidRequest("importance must be low, medium, high, critical or a number from 0 to 1", field=field)
 
 
 def check_ttl(ttl_seconds: int, limits: Limits = DEFAULTS, field: str = "$.ttl_seconds") -> None:
@@ -166,9 +162,7 @@ def _check_name(text: str, limit_bytes: int, field: str) -> None:
         _check_text(text, field)
         size = len(text.encode())
     if size > limit_bytes:
-        raise InvalidRequest(
-            f"{field} has {size} bytes, more than {limit_bytes}", field=field, limit=limit_bytes
-        )
+        raise InvalidRequest(f"{field} has {size} bytes, more than {limit_bytes}", field=field, limit=limit_bytes)
 
 
 def _check_text(text: str, field: str) -> None:

@@ -96,9 +96,7 @@ def put(local: RingRecord | None, incoming: Version) -> Merged:
     if seen.get(origin, 0) >= seq:
         return Merged(local, (), False)
     joint = (
-        {**seen, origin: seq}
-        if context is seen or context == seen
-        else _join_contexts(seen, context, origin, seq)
+        {**seen, origin: seq} if context is seen or context == seen else _join_contexts(seen, context, origin, seq)
     )
     versions = local.versions
     rivals = [v for v in versions if v.seq > context.get(v.origin, 0) and v.origin != origin]
@@ -150,9 +148,7 @@ def prune_context(record: RingRecord, stable: Callable[[str, int], bool]) -> Rin
         return record
     own = {v.origin for v in record.versions}
     # A log's origin stays (there is one per group): the ledger asks for it, see ledger/memories.py.
-    spare = [
-        o for o, seq in record.context.items() if o not in own and not is_log_origin(o) and stable(o, seq)
-    ]
+    spare = [o for o, seq in record.context.items() if o not in own and not is_log_origin(o) and stable(o, seq)]
     if not spare:
         return record
     return RingRecord(

@@ -201,9 +201,7 @@ def _preferred(plan: _Plan, before: Table | None) -> list[NodeId]:
     with most above its share to the one with most below it.
     """
     first = [
-        before.groups[g][0]
-        if before and before.groups[g][0] in s
-        else next(n for n in plan.walks[g] if n in s)
+        before.groups[g][0] if before and before.groups[g][0] in s else next(n for n in plan.walks[g] if n in s)
         for g, s in enumerate(plan.sets)
     ]
     total = sum(plan.weight.values())

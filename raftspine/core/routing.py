@@ -66,9 +66,7 @@ class Router:
         # Strongest first, so the first match is the answer; the sort is stable, hence deterministic.
         self.overrides = tuple(sorted(overrides, key=lambda override: -STRENGTH[override.model]))
         self._special: frozenset[str] = frozenset().union(*(override.tags for override in overrides))
-        self._default = Decision(
-            default, path_of(default), (), "no override matches its tags: the default applies"
-        )
+        self._default = Decision(default, path_of(default), (), "no override matches its tags: the default applies")
 
     def write(self, tags: tuple[str, ...], wish: Model | None = None) -> Decision:
         """Model and path for a write. InvalidRequest(`cannot_weaken`) when `wish` is below what the tags

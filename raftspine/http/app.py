@@ -14,7 +14,7 @@ import structlog
 from aiohttp import web
 
 from raftspine.core.limits import Limits
-from raftspine.errors import Misuse, SpineError
+from raftspine.errors import Malformed, Misuse, SpineError
 from raftspine.http import parse
 from raftspine.http.auth import Auth
 from raftspine.http.call import Call, Telemetry
@@ -23,7 +23,7 @@ from raftspine.http.dispatch import Bound, Router
 from raftspine.http.intake import read_body
 from raftspine.http.memories import Memories, MemoryHandlers
 from raftspine.http.openapi import document
-from raftspine.http.problems import Malformed, foreign
+from raftspine.http.problems import foreign
 from raftspine.http.reply import Heads, Reply
 from raftspine.http.routes import table
 from raftspine.ports import Clock, Entropy

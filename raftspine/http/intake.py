@@ -8,8 +8,8 @@ import asyncio
 
 from aiohttp import hdrs, web
 
-from raftspine.errors import TooLarge
-from raftspine.http.problems import Malformed, UnsupportedMedia
+from raftspine.errors import Malformed, TooLarge
+from raftspine.http.problems import UnsupportedMedia
 
 BODY_SECONDS = 30.0
 """How long the rest of a body may take to arrive; a client that stalls must not hold a connection for

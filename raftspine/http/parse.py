@@ -16,8 +16,8 @@ from aiohttp import hdrs
 from multidict import istr
 
 from raftspine.core.limits import Limits, check_agent
-from raftspine.errors import InvalidRequest, SpineError
-from raftspine.http.problems import Malformed, UnsupportedMedia
+from raftspine.errors import InvalidRequest, Malformed, SpineError
+from raftspine.http.problems import UnsupportedMedia
 from raftspine.model import Model
 from raftspine.services.values import ANYTHING, Ask, Expect
 

@@ -17,6 +17,7 @@ from raftspine.errors import (
     Conflict,
     Forbidden,
     InvalidRequest,
+    Malformed,
     Misdirected,
     NoSpace,
     NotFound,
@@ -29,10 +30,6 @@ from raftspine.errors import (
     Unavailable,
     Unknown,
 )
-
-
-class Malformed(InvalidRequest):
-    """The bytes are not what the content type says: no body, broken JSON, text that is not UTF-8."""
 
 
 class MethodNotAllowed(Rejected):

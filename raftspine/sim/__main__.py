@@ -1,4 +1,5 @@
-"""`python -m raftspine.sim`: play seeds and say what happened; the seed comes first, so a run can be repeated."""
+"""`python -m raftspine.sim`: play seeds and say what happened; the seed comes first, so a run can be
+repeated."""
 
 import argparse
 import logging

@@ -1,8 +1,8 @@
 """Whole nodes on virtual time, disks and links: what production runs, minus the machine.
 
-Each node is a real `Node` (both paths, real PySyncObj, real ledger, real log format) on a simulated world. A crash
-leaves a node's old life behind as a ghost: its timers may still fire, but whatever it holds (transport, files, tree)
-no longer reaches anything, exactly as a dead process no longer writes.
+Each node is a real `Node` (both paths, real PySyncObj, real ledger, real log format) on a simulated world. A
+crash leaves a node's old life behind as a ghost: its timers may still fire, but whatever it holds (transport,
+files, tree) no longer reaches anything, exactly as a dead process no longer writes.
 """
 
 import asyncio

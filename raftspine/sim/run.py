@@ -1,9 +1,9 @@
 """One seed, one run: a cluster under load and faults, and what must hold of it.
 
-The load is small and made to be judged. Each ring session owns its keys and writes rising numbers to them, so every read
-of it has one smallest right answer; strong counters are raised by compare-and-set from many clients, so their value
-says how often an increment happened. Faults come from the seed: crashes with and without power loss, cuts in one or
-both directions, resets. At the end all is healed, and then:
+The load is small and made to be judged. Each ring session owns its keys and writes rising numbers to them, so
+every read of it has one smallest right answer; strong counters are raised by compare-and-set from many
+clients, so their value says how often an increment happened. Faults come from the seed: crashes with and
+without power loss, cuts in one or both directions, resets. At the end all is healed, and then:
 
 * nothing acknowledged is lost, on either path;
 * a session never read less than it had written;
@@ -202,11 +202,13 @@ class _Run:
     # ── faults ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _faults(self) -> None:
-        """One fault after the other, each healed before long; never more machines down than a majority bears, but
-        now and then all at once."""
+        """One fault after the other, each healed before long; never more machines down than a majority bears,
+        but now and then all at once."""
         while not self._over():
             await asyncio.sleep(self.dice.uniform(0.5, 3.0))
-            await self.dice.choice((self._crash, self._crash, self._crash_all, self._part, self._one_way, self._reset))()
+            await self.dice.choice(
+                (self._crash, self._crash, self._crash_all, self._part, self._one_way, self._reset)
+            )()
 
     async def _crash(self) -> None:
         host = self.dice.choice(list(self.cluster.hosts.values()))
@@ -252,7 +254,8 @@ class _Run:
     # ── judgement ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _judge(self) -> None:
-        """Everything is healed; the cluster has to come to rest, in agreement, with all that was acknowledged."""
+        """Everything is healed; the cluster has to come to rest, in agreement, with all that was
+        acknowledged."""
         cluster = self.cluster
         for host in cluster.hosts.values():
             if not host.up:
@@ -300,7 +303,8 @@ class _Run:
 
 
 def _state(node: Node, group: GroupId) -> dict[bytes, Any]:
-    """A replica's ring and strong records of a group. Decoded, because equal contexts may be stored in any order."""
+    """A replica's ring and strong records of a group. Decoded, because equal contexts may be stored in any
+    order."""
     rows: dict[bytes, Any] = {}
     for kind in (keys.RING, keys.STRONG):
         for key, data in node.engine.scan(*keys.span(kind, group), limit=100_000):

@@ -15,6 +15,8 @@ little as possible: it starts with every node and is started again in the middle
     answer    status (1), length (4), text for people
 """
 
+import fcntl
+import os
 import signal
 import socket
 import struct
@@ -36,6 +38,8 @@ MAX_READERS = 512
 
 RECEIVE_BYTES = 1 << 20
 
+WRITER_LOCK = "writer"
+
 
 def open_environment(path: str, map_size_bytes: int, *, readonly: bool) -> Any:
     """The LMDB environment with the settings both processes must agree on. Every commit is synced."""
@@ -49,8 +53,8 @@ def open_environment(path: str, map_size_bytes: int, *, readonly: bool) -> Any:
 
 
 def apply(environment: Any, rows: dict[bytes, bytes | None]) -> None:
-    """Put all rows in one durable transaction. Sorted, so that neighbours share pages and look-ups; by the bare
-    keys, which is ten times as fast as sorting pairs."""
+    """Put all rows in one durable transaction. Sorted, so that neighbours share pages and look-ups; by the
+    bare keys, which is ten times as fast as sorting pairs."""
     order = sorted(rows)
     present = [(key, value) for key in order if (value := rows[key]) is not None]
     with environment.begin(write=True) as transaction:
@@ -64,6 +68,7 @@ def apply(environment: Any, rows: dict[bytes, bytes | None]) -> None:
 
 def serve(channel: socket.socket, path: str, map_size_bytes: int) -> None:
     """Until the other side closes the channel."""
+    _wait_for_turn(path)
     environment = open_environment(path, map_size_bytes, readonly=False)
     try:
         while (payload := _receive(channel)) is not None:
@@ -79,6 +84,13 @@ def serve(channel: socket.socket, path: str, map_size_bytes: int) -> None:
                 _answer(channel, APPLIED, "")
     finally:
         environment.close()
+
+
+def _wait_for_turn(path: str) -> None:
+    """Wait for an earlier process to end, which may have survived its node with a batch in hand: older rows
+    must not come on top of newer ones. The lock goes with this process."""
+    fd = os.open(os.path.join(path, WRITER_LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 def _receive(channel: socket.socket) -> bytearray | None:

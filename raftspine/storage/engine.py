@@ -20,22 +20,20 @@ put into the tree first, then the log starts over (cf. "fsyncgate", PostgreSQL 2
 import asyncio
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from raftspine.codec import decode_any, encode
 from raftspine.errors import Corrupt, NoSpace, SpineError, Unavailable, Unknown
 from raftspine.ports import Clock, Directory, FrozenView, Row, Tree
 from raftspine.storage import keys
 from raftspine.storage.futures import SharedFuture
-from raftspine.storage.memtable import Memtable, scan
+from raftspine.storage.layers import Layers, Limits
 from raftspine.storage.turnlog import TurnLog
 from raftspine.storage.wal import OnCut, Wal
 
 SEGMENT_BYTES = 64 << 20
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 5.0
-
-_NOTHING: Any = object()
 
 
 class EngineStats(NamedTuple):
@@ -48,14 +46,6 @@ class EngineStats(NamedTuple):
     checkpoint_seconds: float
     sync_seconds: float
     used_ratio: float
-
-
-class Limits(NamedTuple):
-    """When a checkpoint begins, and when the memory it would free is too much to wait for."""
-
-    checkpoint_seconds: float
-    checkpoint_bytes: int
-    memtable_bytes: int
 
 
 class Engine:
@@ -75,30 +65,21 @@ class Engine:
         sync_seconds: float,
         limits: Limits,
     ) -> None:
-        self._log = TurnLog(wal, loop, clock, sync_seconds=sync_seconds, changed=self._reconsider)
-        self._tree = tree
         self._loop = loop
-        self._clock = clock
+        self._tree = tree
         self._always = always
-        self._limits = limits
-        self._current = Memtable()
-        self._flushing: Memtable | None = None
-        self._layers: tuple[Memtable, ...] = (self._current,)
+        self._log = TurnLog(wal, loop, clock, sync_seconds=sync_seconds, changed=self._reconsider)
+        self._layers = Layers(
+            tree, loop, clock, limits, seal=self._seal, reached=self._log.forget, changed=self._reconsider
+        )
         self._turn: dict[bytes, bytes | None] = {}
         self._flush_scheduled = False
         self._logged: SharedFuture | None = None  # resolved once this turn is in the log
         self._synced: SharedFuture | None = None  # resolved once this turn is on disk
-        self._applying = False  # the tree has the flushing layer in hand
-        self._waiters: list[SharedFuture] = []  # for the checkpoint in progress
-        self._next_waiters: list[SharedFuture] = []  # for the one after it
-        self._checkpoint_timer: asyncio.Handle | None = None
-        self._tree_trouble: str | None = None
+        self._refusal: Callable[[], SpineError] | None = None
         self._retry_timer: asyncio.TimerHandle | None = None
         self._retry_seconds = FIRST_RETRY_SECONDS
-        self._refusal: Callable[[], SpineError] | None = None
         self._closed = False
-        self._checkpoints = 0
-        self._checkpoint_seconds = 0.0
 
     @classmethod
     def open(
@@ -136,14 +117,10 @@ class Engine:
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────
 
     def get(self, key: bytes) -> bytes | None:
-        for layer in reversed(self._layers):
-            value: bytes | None = layer.rows.get(key, _NOTHING)
-            if value is not _NOTHING:
-                return value
-        return self._tree.get(key)
+        return self._layers.get(key)
 
     def scan(self, lo: bytes, hi: bytes, *, limit: int, reverse: bool = False) -> list[tuple[bytes, bytes]]:
-        return scan(self._layers, self._tree, lo, hi, limit=limit, reverse=reverse)
+        return self._layers.scan(lo, hi, limit=limit, reverse=reverse)
 
     async def freeze(self) -> FrozenView:
         """A view of everything staged before the call (and perhaps of later turns, each of them whole).
@@ -160,7 +137,7 @@ class Engine:
             raise self._refusal()
         batch = rows if type(rows) is list else list(rows)
         self._turn.update(batch)
-        self._current.rows.update(batch)
+        self._layers.put(batch)
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
@@ -182,12 +159,12 @@ class Engine:
     def checkpoint(self) -> "Future[None]":
         """Resolves when all staged so far is durable in the tree; fails with NoSpace or Unavailable."""
         done = SharedFuture(loop=self._loop)
-        self._loop.call_soon(self._checkpoint_for, done)
+        self._loop.call_soon(self._layers.checkpoint, done)
         return done
 
     def read_only(self) -> str | None:
         """Why writes are refused, or None. An overloaded engine is not read-only."""
-        return self._log.trouble or self._tree_trouble
+        return self._log.trouble or self._layers.trouble
 
     @property
     def overloaded(self) -> bool:
@@ -200,10 +177,10 @@ class Engine:
     def stats(self) -> EngineStats:
         return EngineStats(
             self._log.position,
-            self._memtable_bytes(),
+            self._layers.size_bytes,
             self._log.size_bytes,
-            self._checkpoints,
-            self._checkpoint_seconds,
+            self._layers.checkpoints,
+            self._layers.last_seconds,
             self._log.last_sync_seconds,
             self._tree.used_ratio(),
         )
@@ -217,11 +194,10 @@ class Engine:
         finally:
             self._closed = True
             self._refusal = _closing
-            for timer in (self._checkpoint_timer, self._retry_timer):
-                if timer is not None:
-                    timer.cancel()
+            if self._retry_timer is not None:
+                self._retry_timer.cancel()
             self._log.close()
-            self._tree.close()
+            self._layers.close()
 
     # ── the turn ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,9 +214,8 @@ class Engine:
         if turn:
             self._turn = {}
             payload = encode(turn)
-            self._current.size_bytes += len(payload)
             self._log.write(payload)
-            self._checkpoint_when_due()
+            self._layers.grown(len(payload))
         if self._log.trouble is not None:
             for waiter in (logged, synced):
                 if waiter is not None:
@@ -251,99 +226,13 @@ class Engine:
         if synced is not None:
             self._log.sync(synced)
 
-    # ── checkpoints ───────────────────────────────────────────────────────────────────────────────────────
-
-    def _checkpoint_when_due(self) -> None:
-        if self._flushing is not None:
-            if self._memtable_bytes() > self._limits.memtable_bytes:
-                self._reconsider()
-        elif self._current.size_bytes >= self._limits.checkpoint_bytes:
-            self._begin_checkpoint()
-        elif self._checkpoint_timer is None:
-            self._checkpoint_timer = self._loop.call_later(
-                self._limits.checkpoint_seconds, self._begin_checkpoint
-            )
-
-    def _checkpoint_for(self, waiter: SharedFuture) -> None:
-        """Have everything staged so far put into the tree. A checkpoint that is under way began too early;
-        one that failed is tried again now."""
-        if self._flushing is None:
-            self._waiters.append(waiter)
-            self._begin_checkpoint()
-            return
-        self._next_waiters.append(waiter)
-        if not self._applying:
-            self._apply()
-
-    def _begin_checkpoint(self) -> None:
-        """Freeze the current layer and hand it to the tree. Runs between callbacks, so a turn is complete."""
-        if self._checkpoint_timer is not None:
-            self._checkpoint_timer.cancel()
-            self._checkpoint_timer = None
-        if self._flushing is not None or self._closed:
-            return
+    def _seal(self) -> int:
+        """Log the open turn, so that a checkpoint never holds a part of one."""
         if self._turn:
             self._flush()
-            if len(self._layers) > 1:
-                return  # that turn was large enough to begin one itself
-        if not self._current.rows:
-            self._tell_waiters(None)
-            return
-        flushing = self._flushing = self._current
-        flushing.rows[keys.LOG_POSITION] = keys.number(self._log.position)
-        self._current = Memtable()
-        self._layers = (flushing, self._current)
-        self._apply()
-
-    def _apply(self) -> None:
-        assert self._flushing is not None
-        self._applying = True
-        started = self._clock.monotonic()
-        self._tree.apply(self._flushing.rows).add_done_callback(lambda done: self._applied(done, started))
-
-    def _applied(self, done: "Future[None]", started: float) -> None:
-        self._applying = False
-        if self._closed:
-            return
-        error = done.exception()
-        if error is not None:
-            self._tree_trouble = str(error)
-            self._tell_waiters(error)
-            self._reconsider()
-            return
-        assert self._flushing is not None
-        reached = self._flushing.rows[keys.LOG_POSITION]
-        assert reached is not None
-        self._flushing = None
-        self._layers = (self._current,)
-        self._checkpoints += 1
-        self._checkpoint_seconds = self._clock.monotonic() - started
-        self._tree_trouble = None
-        self._log.forget(int.from_bytes(reached, "big"))
-        self._tell_waiters(None)
-        self._reconsider()
-        if self._waiters:
-            self._begin_checkpoint()
-        elif self._current.rows:
-            self._checkpoint_when_due()
-
-    def _tell_waiters(self, error: BaseException | None) -> None:
-        """End the waiting for this checkpoint; a failure also ends it for the next, which has to wait for
-        it."""
-        waiters, self._waiters, self._next_waiters = self._waiters, self._next_waiters, []
-        if error is not None:
-            waiters += self._waiters
-            self._waiters = []
-        for waiter in waiters:
-            if error is None:
-                waiter.set_result(None)
-            else:
-                waiter.fail(error)
+        return self._log.position
 
     # ── trouble ───────────────────────────────────────────────────────────────────────────────────────────
-
-    def _memtable_bytes(self) -> int:
-        return sum(layer.size_bytes for layer in self._layers)
 
     def _reconsider(self) -> None:
         """Work out anew whether changes are taken, and see to it that trouble is looked at again."""
@@ -355,10 +244,7 @@ class Engine:
                 self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
             return
         self._retry_seconds = FIRST_RETRY_SECONDS
-        if self._flushing is not None and self._memtable_bytes() > self._limits.memtable_bytes:
-            self._refusal = _overloaded
-        else:
-            self._refusal = None
+        self._refusal = _overloaded if self._layers.behind else None
 
     def _retry(self) -> None:
         """The log first: it is the cheaper way out. Failing that, the tree takes what the log refused, and
@@ -366,14 +252,12 @@ class Engine:
         self._retry_timer = None
         if self._log.trouble is not None:
             self._log.retry()
-        if self._flushing is not None:
-            if not self._applying:
-                self._apply()
-        elif self._log.trouble is not None:
-            if self._current.rows:
-                self._begin_checkpoint()
-            else:
+        self._layers.retry()
+        if self._log.trouble is not None:
+            if self._layers.empty:
                 self._log.start_over()
+            else:
+                self._layers.begin()
         self._reconsider()
 
     # ── recovery ──────────────────────────────────────────────────────────────────────────────────────────
@@ -392,12 +276,13 @@ class Engine:
                 "node fetch its data from the other replicas",
                 details={"file": "log", "offset": 0},
             )
+        size = 0
         for _, payload in wal.replay(reached):
-            self._current.rows.update(decode_any(payload))
-            self._current.size_bytes += len(payload)
-        if self._current.rows:
+            self._layers.put(decode_any(payload))
+            size += len(payload)
+        if size:
             self._log.mark_dirty()
-            self._checkpoint_when_due()
+            self._layers.grown(size)
 
 
 def _closing() -> SpineError:
@@ -405,6 +290,4 @@ def _closing() -> SpineError:
 
 
 def _overloaded() -> SpineError:
-    return Unavailable(
-        "this node's store is behind with its checkpoints", code="overloaded", retry_after_ms=250
-    )
+    return Unavailable("this node's store is behind with its checkpoints", code="overloaded", retry_after_ms=250)

@@ -58,7 +58,7 @@ class FoundPage(NamedTuple):
 
 
 def page(view: View, groups: Sequence[int], query: Query, now_ms: int) -> FoundPage:
-    """The next page over these groups. Raises InvalidRequest (field ``after``) for a cursor that this order
+    """The next page over these groups. Raises InvalidRequest (field ``cursor``) for a cursor that this order
     did not issue, Corrupt."""
     by_time = query.updated_since_ms is not None
     last = None if query.after is None else _place(query.after, by_time)
@@ -101,7 +101,7 @@ def _place(text: str, by_time: bool) -> Place:
             return msgspec.msgpack.decode(data, type=tuple[int, str])
         return 0, msgspec.msgpack.decode(data, type=tuple[str])[0]
     except (ValueError, binascii.Error, msgspec.MsgspecError) as error:
-        raise InvalidRequest("this is not a cursor of this list", field="after") from error
+        raise InvalidRequest("this is not a cursor of this list", field="cursor") from error
 
 
 def _matches(found: Found, query: Query) -> bool:

@@ -1,11 +1,15 @@
 """The store as it runs: real files, LMDB, and processes that are killed without warning."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,23 +49,43 @@ asyncio.run(main())
 class Store:
     """An engine on real files below a folder."""
 
-    def __init__(self, path: Path, **options: int) -> None:
+    def __init__(self, path: Path, **options: Any) -> None:
         loop = asyncio.get_running_loop()
-        self.directory = FileDirectory(path / "log", loop)
-        try:
-            self.tree = LmdbTree.open(path / "tree", MAP_BYTES, loop)
+        with ExitStack() as undo:
+            self.directory = FileDirectory(path / "log", loop)
+            undo.callback(self.directory.close)
+            self.tree = LmdbTree.open(path / "tree", options.pop("map_bytes", MAP_BYTES), loop)
+            undo.callback(self.tree.close)
             self.engine = Engine.open(self.directory, self.tree, clock=LoopClock(), **options)
-        except BaseException:
-            self.directory.close()
-            raise
+            undo.pop_all()
+        self._open = True
 
     async def close(self) -> None:
-        await self.engine.close()
+        if self._open:
+            self._open = False
+            try:
+                await self.engine.close()
+            finally:
+                self.directory.close()
+
+    def crash(self) -> None:
+        """Let go without a checkpoint."""
+        self._open = False
+        self.tree.close()
         self.directory.close()
 
     def checkpoint_pid(self) -> int:
         assert self.tree._process is not None
         return self.tree._process.pid
+
+
+@asynccontextmanager
+async def opened(path: Path, **options: Any) -> AsyncIterator[Store]:
+    store = Store(path, **options)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def gone(pid: int) -> bool:
@@ -87,107 +111,93 @@ def write_until_killed(path: Path, durability: str, acknowledged: int) -> tuple[
 
 @pytest.mark.parametrize("durability", ["interval", "always"])
 def test_everything_acknowledged_survives_a_kill_at_any_time(tmp_path: Path, durability: str) -> None:
-    async def check(last: int) -> None:
-        store = Store(tmp_path)
-        found = int(store.engine.get(b"last") or b"-1")
-        assert found >= last
-        kept = [key for key, _ in store.engine.scan(b"k", b"l", limit=1000)]
-        assert kept == [b"k%09d" % number for number in range(max(found - 49, 0), found + 1)]
-        await store.close()
+    async def check(last: int, helper: int) -> None:
+        await until(lambda: gone(helper))
+        async with opened(tmp_path) as store:
+            found = int(store.engine.get(b"last") or b"-1")
+            assert found >= last
+            kept = [key for key, _ in store.engine.scan(b"k", b"l", limit=1000)]
+            assert kept == [b"k%09d" % number for number in range(max(found - 49, 0), found + 1)]
 
     for acknowledged in (1, 150, 800):
-        last, helper = write_until_killed(tmp_path, durability, acknowledged)
-
-        async def helper_ends(pid: int = helper) -> None:
-            await until(lambda: gone(pid))
-
-        asyncio.run(helper_ends())
-        asyncio.run(check(last))
+        asyncio.run(check(*write_until_killed(tmp_path, durability, acknowledged)))
 
 
 def test_a_killed_checkpoint_process_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
     async def story() -> None:
-        store = Store(tmp_path, checkpoint_interval_ms=5)
-        for number in range(60):
-            store.engine.stage([(b"k%03d" % number, b"v" * 2000)])
-            await store.engine.commit()
-            if number % 20 == 10:
-                os.kill(store.checkpoint_pid(), signal.SIGKILL)
-        await store.engine.checkpoint()
-        assert store.tree.starts > 1
-        assert len(store.tree.scan(b"k", b"l", limit=100)) == 60
-        await store.close()
+        async with opened(tmp_path, checkpoint_interval_ms=5) as store:
+            for number in range(60):
+                store.engine.stage([(b"k%03d" % number, b"v" * 2000)])
+                await store.engine.commit()
+                if number % 20 == 10:
+                    os.kill(store.checkpoint_pid(), signal.SIGKILL)
+            await store.engine.checkpoint()
+            assert store.tree.starts > 1
+            assert len(store.tree.scan(b"k", b"l", limit=100)) == 60
 
     asyncio.run(story())
 
 
-def test_a_checkpoint_process_that_ignores_signals_ends_with_its_input(tmp_path: Path) -> None:
+def test_a_checkpoint_process_ignores_signals_and_ends_with_its_input(tmp_path: Path) -> None:
     async def story() -> None:
-        store = Store(tmp_path)
-        pid = store.checkpoint_pid()
-        store.engine.stage([(b"a", b"1")])
-        await store.engine.checkpoint()
-        os.kill(pid, signal.SIGTERM)
-        os.kill(pid, signal.SIGINT)
-        store.engine.stage([(b"a", b"2")])
-        await store.engine.checkpoint()
-        assert (store.checkpoint_pid(), store.tree.starts) == (pid, 1)
-        await store.close()
+        async with opened(tmp_path) as store:
+            pid = store.checkpoint_pid()
+            store.engine.stage([(b"a", b"1")])
+            await store.engine.checkpoint()
+            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGINT)
+            store.engine.stage([(b"a", b"2")])
+            await store.engine.checkpoint()
+            assert (store.checkpoint_pid(), store.tree.starts) == (pid, 1)
         assert gone(pid)
 
     asyncio.run(story())
 
 
-def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
+def test_a_second_opener_is_told_who_holds_the_directory(tmp_path: Path) -> None:
     async def story() -> None:
-        store = Store(tmp_path)
-        with pytest.raises(Misuse, match=f"in use by pid {os.getpid()}"):
-            Store(tmp_path)
-        await store.close()
-        again = Store(tmp_path)
-        await again.close()
+        async with opened(tmp_path):
+            with pytest.raises(Misuse, match=f"in use by pid {os.getpid()}"):
+                Store(tmp_path)
+        async with opened(tmp_path):
+            pass
 
     asyncio.run(story())
 
 
 def test_a_full_map_refuses_writes_and_serves_reads(tmp_path: Path) -> None:
     async def story() -> None:
-        loop = asyncio.get_running_loop()
-        directory = FileDirectory(tmp_path / "log", loop)
-        tree = LmdbTree.open(tmp_path / "tree", 256 << 10, loop)
-        engine = Engine.open(directory, tree, clock=LoopClock(), checkpoint_interval_ms=5)
+        taken = 0
         with pytest.raises(NoSpace):
-            for number in range(10_000):
-                engine.stage([(b"k%05d" % number, b"v" * 3000)])
-                await engine.commit()
-        assert engine.get(b"k00000") == b"v" * 3000
-        assert engine.used_ratio() > 0.3
-        with pytest.raises(NoSpace):
-            await engine.close()
-        directory.close()
-        store = Store(tmp_path)
-        assert len(store.engine.scan(b"k", b"l", limit=10_000)) == number
-        await store.close()
+            async with opened(tmp_path, map_bytes=256 << 10, checkpoint_interval_ms=5) as store:
+                for number in range(10_000):
+                    store.engine.stage([(b"k%05d" % number, b"v" * 3000)])
+                    await store.engine.commit()
+                    taken += 1
+        assert store.engine.read_only() is not None
+        async with opened(tmp_path) as larger:
+            assert len(larger.engine.scan(b"k", b"l", limit=10_000)) == taken
 
     asyncio.run(story())
 
 
 def test_views_of_the_tree_are_ordered_and_frozen_ones_stay(tmp_path: Path) -> None:
     async def story() -> None:
-        store = Store(tmp_path)
-        store.engine.stage([(b"k%d" % number, b"%d" % number) for number in range(6)])
-        frozen = await store.engine.freeze()
-        tree = store.tree
-        assert [key for key, _ in tree.scan(b"k1", b"k4", limit=9)] == [b"k1", b"k2", b"k3"]
-        assert [key for key, _ in tree.scan(b"k1", b"k4", limit=2, reverse=True)] == [b"k3", b"k2"]
-        assert [key for key, _ in tree.scan(b"k1", b"z", limit=9, reverse=True)][:1] == [b"k5"]
-        assert tree.scan(b"k1", b"k4", limit=0) == tree.scan(b"z", b"zz", limit=5) == []
-        store.engine.stage([(b"k1", None), (b"k2", b"new")])
-        await store.engine.checkpoint()
-        assert [tree.get(b"k1"), tree.get(b"k2")] == [None, b"new"]
-        assert [frozen.get(b"k1"), frozen.get(b"k2")] == [b"1", b"2"]
-        frozen.close()
-        await store.close()
+        async with opened(tmp_path) as store:
+            store.engine.stage([(b"k%d" % number, b"%d" % number) for number in range(6)])
+            frozen = await store.engine.freeze()
+            tree = store.tree
+            assert [key for key, _ in tree.scan(b"k1", b"k4", limit=9)] == [b"k1", b"k2", b"k3"]
+            assert [key for key, _ in tree.scan(b"k1", b"k4", limit=2, reverse=True)] == [b"k3", b"k2"]
+            assert [key for key, _ in tree.scan(b"k4", b"l", limit=9, reverse=True)] == [b"k5", b"k4"]
+            assert tree.scan(b"k", b"zz", limit=1, reverse=True)[0][0].startswith(keys.META)
+            assert tree.scan(b"k1", b"k4", limit=0) == tree.scan(b"z", b"zz", limit=5) == []
+            store.engine.stage([(b"k1", None), (b"k2", b"new")])
+            await store.engine.checkpoint()
+            assert [tree.get(b"k1"), tree.get(b"k2")] == [None, b"new"]
+            assert [frozen.get(b"k1"), frozen.get(b"k2")] == [b"1", b"2"]
+            assert 0 < store.engine.used_ratio() < 0.1
+            frozen.close()
 
     asyncio.run(story())
 
@@ -195,9 +205,8 @@ def test_views_of_the_tree_are_ordered_and_frozen_ones_stay(tmp_path: Path) -> N
 def test_a_tree_of_another_format_or_of_garbage_is_refused(tmp_path: Path) -> None:
     async def story() -> None:
         loop = asyncio.get_running_loop()
-        store = Store(tmp_path)
-        await store.tree.apply({keys.STORE_FORMAT: b"9 other"})
-        await store.close()
+        async with opened(tmp_path) as store:
+            await store.tree.apply({keys.STORE_FORMAT: b"9 other"})
         with pytest.raises(Misuse, match="9 other"):
             LmdbTree.open(tmp_path / "tree", MAP_BYTES, loop)
         garbage = tmp_path / "garbage"
@@ -212,15 +221,11 @@ def test_a_tree_of_another_format_or_of_garbage_is_refused(tmp_path: Path) -> No
 
 def test_a_log_damaged_in_the_middle_is_refused_by_name_and_place(tmp_path: Path) -> None:
     async def story() -> None:
-        loop = asyncio.get_running_loop()
-        directory = FileDirectory(tmp_path / "log", loop)
-        tree = LmdbTree.open(tmp_path / "tree", MAP_BYTES, loop)
-        engine = Engine.open(directory, tree, clock=LoopClock(), checkpoint_interval_ms=10**6)
+        store = Store(tmp_path, checkpoint_interval_ms=10**6)
         for number in range(3):
-            engine.stage([(b"k%d" % number, b"v" * 100)])
-            await engine.commit(durable=True)
-        tree.close()
-        directory.close()
+            store.engine.stage([(b"k%d" % number, b"v" * 100)])
+            await store.engine.commit(durable=True)
+        store.crash()
         (file,) = (tmp_path / "log").glob("*.wal")
         assert file.stat().st_mode & 0o777 == 0o600
         data = bytearray(file.read_bytes())
@@ -230,6 +235,22 @@ def test_a_log_damaged_in_the_middle_is_refused_by_name_and_place(tmp_path: Path
             Store(tmp_path)
         assert caught.value.details["file"] == file.name
         assert caught.value.details["offset"] < 100
+
+    asyncio.run(story())
+
+
+def test_a_writer_waits_for_one_that_outlived_its_node(tmp_path: Path) -> None:
+    async def story() -> None:
+        (tmp_path / "tree").mkdir()
+        survivor = os.open(tmp_path / "tree" / "writer", os.O_RDWR | os.O_CREAT)
+        fcntl.flock(survivor, fcntl.LOCK_EX)
+        async with opened(tmp_path) as store:
+            store.engine.stage([(b"a", b"1")])
+            done = store.engine.checkpoint()
+            await asyncio.wait([done], timeout=0.3)
+            assert not done.done()
+            os.close(survivor)
+            await done
 
     asyncio.run(story())
 

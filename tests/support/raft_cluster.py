@@ -150,8 +150,12 @@ class Machine:
         self.watch.count("snapshots installed")
 
     async def flush(self) -> None:
-        await asyncio.sleep(self.dice.uniform(0.001, 0.02))
-        self._store()
+        as_of_now = {group: state.dump() for group, state in self.states.items()}
+        await asyncio.sleep(self.dice.uniform(0.001, 0.3))
+        for group, data in as_of_now.items():
+            # A snapshot installed meanwhile is on disk already, and newer.
+            if group not in self.stored or State.load(data).position > State.load(self.stored[group]).position:
+                self.stored[group] = data
 
 
 class Node:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from raftspine.sim.tree import SimTree
 from raftspine.storage.engine import Engine
@@ -18,9 +19,9 @@ class LoopClock:
         return asyncio.get_running_loop().time()
 
 
-def open_engine(disk: MemoryDisk, tree: SimTree, *, durability: str = "interval", **options: int) -> Engine:
+def open_engine(disk: MemoryDisk, tree: SimTree, *, durability: str = "interval", **options: Any) -> Engine:
     """With intervals so short that a test need not wait for them."""
-    short = {"sync_interval_ms": 2, "checkpoint_interval_ms": 5} | options
+    short: dict[str, Any] = {"sync_interval_ms": 2, "checkpoint_interval_ms": 5} | options
     return Engine.open(disk, tree, clock=LoopClock(), durability=durability, **short)
 
 

@@ -19,11 +19,11 @@ import yaml
 from tests.support.cluster import await_that
 from tests.support.hosts import Hosts
 from tests.support.processes import Process, Processes
-from tests.support.tools import need, need_namespaces
+from tests.support.tools import missing, need, need_namespaces, need_root
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
-KEY = "the operator's key in this test"
+KEY = "the-key-of-the-operator-in-this-test"
 SECRET = "a secret of at least thirty-two characters"
 
 
@@ -64,26 +64,18 @@ def source(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """spine-1 as the cluster file has it, installed below a directory."""
     root = tmp_path_factory.mktemp("host")
-    done = provision(
-        source, root, "--node", "spine-1", RAFTSPINE_API_KEY=KEY, RAFTSPINE_CLUSTER_SECRET=SECRET
-    )
+    done = provision(source, root, "--node", "spine-1", RAFTSPINE_API_KEY=KEY, RAFTSPINE_CLUSTER_SECRET=SECRET)
     assert done.returncode == 0, done.stdout + done.stderr
     return root
 
 
 def test_installs_what_the_unit_starts(installed: Path, source: Path) -> None:
     unit = (installed / "etc/systemd/system/raftspine.service").read_text(encoding="utf-8")
-    command = (
-        next(line for line in unit.splitlines() if line.startswith("ExecStart=")).partition("=")[2].split()
-    )
+    command = next(line for line in unit.splitlines() if line.startswith("ExecStart=")).partition("=")[2].split()
     assert os.access(installed / command[0].lstrip("/"), os.X_OK)
     config = installed / command[command.index("--config") + 1].lstrip("/")
     assert config.read_bytes() == (source / "conf/cluster.yaml").read_bytes()
-    assert (
-        (installed / "etc/raftspine/node.env")
-        .read_text(encoding="utf-8")
-        .startswith("RAFTSPINE_NODE=spine-1\n")
-    )
+    assert (installed / "etc/raftspine/node.env").read_text(encoding="utf-8").startswith("RAFTSPINE_NODE=spine-1\n")
 
 
 def test_the_installed_command_runs_without_the_checkout(installed: Path, tmp_path: Path) -> None:
@@ -124,9 +116,7 @@ def test_a_second_run_changes_nothing(installed: Path, source: Path) -> None:
 
 def test_a_changed_cluster_file_changes_only_that_file(installed: Path, source: Path, tmp_path: Path) -> None:
     edited = tmp_path / "cluster.yaml"
-    edited.write_text(
-        (source / "conf/cluster.yaml").read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8"
-    )
+    edited.write_text((source / "conf/cluster.yaml").read_text(encoding="utf-8") + "\n# edited\n", encoding="utf-8")
     before = picture(installed)
     try:
         done = provision(source, installed, "--node", "spine-1", "--config", str(edited))
@@ -135,6 +125,25 @@ def test_a_changed_cluster_file_changes_only_that_file(installed: Path, source: 
         assert [name for name in after if after[name] != before.get(name)] == ["etc/raftspine/cluster.yaml"]
     finally:
         provision(source, installed, "--node", "spine-1")
+
+
+@pytest.mark.parametrize(
+    ("node", "edit", "said"),
+    [
+        ("spine-9", ("", ""), "no node 'spine-9'"),
+        ("spine-1", ("factor: 3", "factor: 5"), "5 copies cannot be kept on 3 data nodes"),
+    ],
+)
+def test_what_the_node_would_refuse_is_not_put_in_place(
+    installed: Path, source: Path, tmp_path: Path, node: str, edit: tuple[str, str], said: str
+) -> None:
+    edited = tmp_path / "cluster.yaml"
+    edited.write_text((source / "conf/cluster.yaml").read_text(encoding="utf-8").replace(*edit), encoding="utf-8")
+    before = picture(installed)
+    done = provision(source, installed, "--node", node, "--config", str(edited))
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert picture(installed) == before
 
 
 @pytest.mark.parametrize(
@@ -196,6 +205,60 @@ def test_the_unit_exposes_little(repository: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-600:] + done.stderr
 
 
+# ── a bare host ────────────────────────────────────────────────────────────────────────────────
+
+BARE_HOST = """
+set -e
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/upper" "$1/work" "$1/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
+mount -t proc proc "$1/root/proc"
+mount --rbind /dev "$1/root/dev"
+mount -t tmpfs tmpfs "$1/root/tmp"
+cp -r "$2" "$1/root/tmp/source"
+[ -z "$3" ] || chroot "$1/root" sh -c "$3"
+"""
+"""This machine as a host to spoil: its files, and above them a layer that is gone with the mount namespace."""
+
+
+def on_a_bare_host(folder: Path, source: Path, script: str) -> "subprocess.CompletedProcess[str]":
+    command = [need("unshare", "util-linux"), "--mount", "bash", "-c", BARE_HOST, "bare-host", folder, source, script]
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+
+
+def test_a_bare_host_gets_a_user_who_can_run_the_node(source: Path, tmp_path: Path) -> None:
+    need_root()
+    if on_a_bare_host(tmp_path, source, "").returncode != 0:
+        missing("no overlay file system can be mounted here")
+    done = on_a_bare_host(
+        tmp_path,
+        source,
+        f"""
+        export RAFTSPINE_API_KEY='{KEY}'
+        /tmp/source/scripts/provision.sh --node spine-1 --no-systemd >/tmp/first || exit 1
+        /tmp/source/scripts/provision.sh --node spine-1 --no-systemd
+        stat -c '%A %U:%G %n' /etc/raftspine /etc/raftspine/* /var/lib/raftspine
+        setpriv --reuid=raftspine --regid=raftspine --clear-groups \
+            /opt/raftspine/venv/bin/raftspine serve --config /etc/raftspine/cluster.yaml --node spine-1
+        echo ended with $?
+        """,
+    )
+    assert done.stdout.splitlines() == [
+        "provision.sh: spine-1: nothing changed",
+        "drwxr-x--- root:raftspine /etc/raftspine",
+        "-rw-r----- root:raftspine /etc/raftspine/api_keys.yaml",
+        "-rw-r----- root:raftspine /etc/raftspine/cluster.yaml",
+        "-rw-r----- root:raftspine /etc/raftspine/node.env",
+        "-rw-r----- root:raftspine /etc/raftspine/secret",
+        "drwx------ raftspine:raftspine /var/lib/raftspine",
+        "ended with 2",
+    ], done.stderr
+    # The configuration was read and accepted; this machine only does not have that address.
+    assert "cannot listen on 10.0.1.10" in done.stderr
+
+
 # ── three hosts ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -255,12 +318,25 @@ BEARER = ("-H", f"Authorization: Bearer {KEY}")
 JSON = ("-H", "Content-Type: application/json")
 
 
+def test_provisioning_ends_with_the_clusters_state(site: Site, installed: Path, source: Path) -> None:
+    command = [source / "scripts/provision.sh", "--root", installed, "--node", "spine-1", "--await", "ready"]
+    done = subprocess.run(
+        site.hosts.inside("spine-1", [str(part) for part in command]),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "RAFTSPINE_API_KEY": KEY},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "provision.sh: spine-1 is ready at http://10.0.1.10:8788" in done.stdout
+    for node in ("spine-1", "spine-2", "spine-3"):
+        assert node in done.stdout.partition("is ready at")[2]
+
+
 def test_three_hosts_make_one_store(site: Site) -> None:
     for path, tags in (("strong", ["critical"]), ("ring", [])):
         body = json.dumps({"content": path, "tags": tags})
-        status, said = site.ask(
-            "spine-1", "spine-1", *BEARER, *JSON, "-X", "PUT", "-d", body, f"/v1/memories/{path}"
-        )
+        status, said = site.ask("spine-1", "spine-1", *BEARER, *JSON, "-X", "PUT", "-d", body, f"/v1/memories/{path}")
         assert status == 201, said
         for node in ("spine-2", "spine-3"):
             status, said = site.ask("spine-1", node, *BEARER, f"/v1/memories/{path}")

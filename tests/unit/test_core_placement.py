@@ -81,3 +81,10 @@ def test_the_meta_group_is_odd_and_at_most_five(primaries: int, voters: int) -> 
 def test_impossible_clusters_are_refused(members: list[Member], groups: int) -> None:
     with pytest.raises(Misuse):
         build_table("c", members, groups=groups, factor=3, strategy="id")
+
+
+def test_two_replicas_change_places_where_no_single_move_helps() -> None:
+    members = [member("n0", "b"), member("n1", "d", weight=2), member("n2", "c"), member("n3", "d")]
+    zone = {m.id: m.zone for m in members}
+    table = build_table("c", members, groups=4, factor=2, strategy="id")
+    assert all(zone[a] != zone[b] for a, b in table.groups)

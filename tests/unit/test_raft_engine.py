@@ -1,4 +1,5 @@
-"""The engine's reins: the right version, a closed list of private names, one clock per node, nothing global."""
+"""The engine's reins: the right version, a closed list of private names, one clock per node, nothing
+global."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Each rule of the guard against the very frames that make the bare engine lose data (design/strong-path.md §1)."""
+"""Each rule of the guard against the very frames that make the bare engine lose data (design/strong-path.md
+§1)."""
 
 from collections.abc import Awaitable, Callable
 

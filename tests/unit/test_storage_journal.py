@@ -77,7 +77,7 @@ def test_cut_at_any_byte_the_log_gives_an_earlier_state():
         journal = opened(disk)
         states = [{}]
         async for _ in some_history(journal):
-            states.append({group: (list(p[0]), *p[1:]) for group, p in picture(journal).items()})
+            states += [{group: (list(p[0]), *p[1:]) for group, p in picture(journal).items()}]
         name = segments(disk)[-1]
         whole = disk.directory("raft").read(name)
         seen = []
@@ -112,7 +112,11 @@ def test_durable_follows_the_disk_and_never_covers_what_was_cut():
     on_disk(scene)
 
 
-def test_the_log_stays_bounded_and_survives_a_crash_at_every_step_of_a_rotation():
+@pytest.mark.parametrize("payload_bytes", [1 << 20, 60])
+def test_the_log_stays_bounded_and_survives_a_crash_at_every_step_of_a_rotation(payload_bytes, monkeypatch):
+    """With small payloads a group's restatement is several records, and can be torn between them."""
+    monkeypatch.setattr("raftspine.storage.journal._PAYLOAD_BYTES", payload_bytes)
+
     async def scene(disk):
         journal = opened(disk, rotate_bytes=2000)
         a, b = journal.create(A, VOTERS), journal.create(B, VOTERS)

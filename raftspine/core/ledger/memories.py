@@ -58,9 +58,7 @@ def demoted_counter(id: str) -> str:
     return f"demoted/{id}"
 
 
-def apply(
-    view: LedgerView, command: MemoryCommand | VoidRequest, at: Place, group: int, time_ms: int
-) -> Result:
+def apply(view: LedgerView, command: MemoryCommand | VoidRequest, at: Place, group: int, time_ms: int) -> Result:
     """The outcome of one command and its effects. Total: whatever the command says, the answer is a value."""
     if isinstance(command, VoidRequest):
         return void(view, command, at, group, time_ms)
@@ -229,9 +227,7 @@ class _Step:
 
     # ── what a command leaves ───────────────────────────────────────────────────────────────────────────────
 
-    def _store(
-        self, command: PutMemory | PatchMemory, stored: _Stored, memory: Memory, *, refresh: bool
-    ) -> Result:
+    def _store(self, command: PutMemory | PatchMemory, stored: _Stored, memory: Memory, *, refresh: bool) -> Result:
         old = stored.memory
         stays = command.demote == (stored.ring is not None)
         if not self._expected(stored):
@@ -285,9 +281,7 @@ class _Step:
 
     def _equal(self, stored: _Stored) -> Result:
         record = stored.record if stored.ring is None else None
-        return Outcome(
-            Status.EQUAL, self.command.id, record=record, version=stored.version, ring=stored.ring
-        ), []
+        return Outcome(Status.EQUAL, self.command.id, record=record, version=stored.version, ring=stored.ring), []
 
     def _conflict(self, stored: _Stored) -> Result:
         return Outcome(

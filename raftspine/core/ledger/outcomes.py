@@ -74,9 +74,7 @@ def encode(outcome: Outcome) -> bytes:
 def decode(data: bytes) -> Outcome:
     """Raises Corrupt."""
     if data[:1] != V1:
-        raise Corrupt(
-            f"ledger outcome: unknown format marker {data[:1]!r}; was it written by a newer version?"
-        )
+        raise Corrupt(f"ledger outcome: unknown format marker {data[:1]!r}; was it written by a newer version?")
     try:
         return _decoder.decode(memoryview(data)[1:])
     except msgspec.DecodeError as error:

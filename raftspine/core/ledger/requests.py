@@ -24,9 +24,7 @@ def live(view: LedgerView, digest: bytes, time_ms: int) -> RequestRow | None:
     return None if row is None or row.expires_at_ms <= time_ms else row
 
 
-def once(
-    view: LedgerView, digest: bytes, fingerprint: bytes, time_ms: int, decide: Callable[[], Result]
-) -> Result:
+def once(view: LedgerView, digest: bytes, fingerprint: bytes, time_ms: int, decide: Callable[[], Result]) -> Result:
     """`decide()`, or what came of it the first time. An empty digest is always decided afresh."""
     if not digest:
         return decide()

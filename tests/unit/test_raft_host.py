@@ -1,0 +1,430 @@
+"""The driver: who gets which answer, what is held back for the disk, and how a group gets into and out of
+trouble."""
+
+import asyncio
+
+import pytest
+
+from raftspine.cluster.raft_host import RaftLimits
+from raftspine.errors import Corrupt, Misuse, NoSpace, SpineError, TooLarge, Unavailable, Unknown
+from raftspine.model import GroupId, NodeId
+from raftspine.ports import Position
+from raftspine.sim.loop import run
+from tests.support.raft_cluster import Cluster, State, command
+
+G = GroupId(0)
+
+
+def with_cluster(scene, size=3, **options):
+    async def main(loop):
+        cluster = Cluster(loop, size, **options)
+        cluster.start()
+        await cluster.until(cluster.leader)
+        await scene(cluster)
+
+    run(main)
+
+
+def others(cluster, node):
+    return [other for other in cluster.nodes.values() if other is not node]
+
+
+async def outcome(future):
+    try:
+        return await asyncio.wait_for(future, 30)
+    except SpineError as error:
+        return error
+
+
+# ── proposals ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_proposals_of_one_turn_share_an_entry_and_each_gets_its_own_result():
+    async def scene(cluster):
+        host = cluster.leader().host
+        before = host.status(G).last
+        answers = await asyncio.gather(*[host.propose(G, command(f"r{n}", "append", "k", n)) for n in range(100)])
+        assert answers == list(range(1, 101))
+        assert host.status(G).last == before + 1
+        await cluster.settled()
+
+    with_cluster(scene)
+
+
+def test_large_batches_close_an_entry_at_its_limit():
+    async def scene(cluster):
+        host = cluster.leader().host
+        before = host.status(G).last
+        big = [host.propose(G, command(f"r{n}", "append", "k", "x" * 900)) for n in range(10)]
+        await asyncio.gather(*big)
+        assert host.status(G).last == before + 5
+        refused = await outcome(host.propose(G, b"x" * 6000))
+        assert isinstance(refused, TooLarge)
+
+    with_cluster(scene, limits=RaftLimits(entry_bytes=2000, command_bytes=5000))
+
+
+def test_elsewhere_than_the_leader_nothing_is_proposed_and_the_leader_is_named():
+    async def scene(cluster):
+        leader = cluster.leader()
+        await cluster.settled()
+        for node in others(cluster, leader):
+            for future in (node.host.propose(G, b"x"), node.host.read_index(G)):
+                error = await outcome(future)
+                assert isinstance(error, Unavailable)
+                assert (error.code, error.details["leader"]) == ("no_leader", leader.name)
+        error = await outcome(leader.host.propose(GroupId(9), b"x"))
+        assert (error.code, error.details["leader"]) == ("no_leader", None)
+
+    with_cluster(scene)
+
+
+def test_too_many_waiting_proposals_are_refused_as_overload():
+    async def scene(cluster):
+        host = cluster.leader().host
+        futures = [host.propose(G, command(f"r{n}", "append", "k", n)) for n in range(12)]
+        answers = [await outcome(future) for future in futures]
+        assert answers[:10] == list(range(1, 11))
+        assert [answer.code for answer in answers[10:]] == ["overloaded", "overloaded"]
+        assert await host.propose(G, command("later", "append", "k", 0)) == 11
+
+    with_cluster(scene, limits=RaftLimits(outstanding=10))
+
+
+def test_a_deposed_leader_tells_its_callers_unknown_and_not_no():
+    async def scene(cluster):
+        leader = cluster.leader()
+        cluster.network.partition([leader.name], [node.name for node in others(cluster, leader)])
+        answer = await outcome(leader.host.propose(G, command("r", "append", "k", 1)))
+        assert isinstance(answer, Unknown)
+        assert leader.host.status(G).role != "leader"
+        assert (await outcome(leader.host.propose(G, b"x"))).code == "no_leader"
+
+    with_cluster(scene)
+
+
+def test_an_entry_another_leader_replaced_is_unknown_to_its_caller():
+    async def scene(cluster):
+        leader = cluster.leader()
+        heal = cluster.network.partition([leader.name], [node.name for node in others(cluster, leader)])
+        lost = leader.host.propose(G, command("r", "append", "k", "lost"))
+        await cluster.until(lambda: cluster.leader() is not leader and cluster.leader())
+        await cluster.leader().host.propose(G, command("s", "append", "k", "kept"))
+        heal()
+        assert isinstance(await outcome(lost), Unknown)
+        await cluster.settled()
+        assert leader.machine.state(0).lists["k"] == ["kept"]
+
+    with_cluster(scene)
+
+
+def test_wait_applied_wakes_followers_soon_after_the_commit():
+    async def scene(cluster):
+        leader = cluster.leader()
+        await cluster.settled()
+        await leader.host.propose(G, command("r", "append", "k", 1))
+        index = await leader.host.read_index(G)
+        start = cluster.loop.time()
+        for node in cluster.nodes.values():
+            await node.host.wait_applied(G, index)
+            assert node.machine.state(0).lists["k"] == [1]
+        assert cluster.loop.time() - start < 0.02
+
+    with_cluster(scene)
+
+
+# ── the disk ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_sole_voter_answers_only_what_its_disk_has():
+    async def scene(cluster):
+        node = cluster.leader()
+        node.disk.sync_seconds = (0.5, 0.5)
+        start = cluster.loop.time()
+        answer = node.host.propose(G, command("r", "append", "k", 1))
+        await cluster.pause(0.4)
+        assert node.machine.state(0).lists == {}
+        assert await answer == 1
+        assert cluster.loop.time() - start == pytest.approx(0.5, abs=0.01)
+        node.host.propose(G, command("s", "append", "k", 2))
+        await cluster.pause(0.1)
+        node.crash()
+        node.start()
+        await cluster.settled()
+        assert node.machine.state(0).lists.get("k") in ([1], [1, 2])
+
+    with_cluster(scene, size=1)
+
+
+def test_no_vote_and_no_acknowledgement_leaves_before_the_sync():
+    async def scene(cluster):
+        leader = cluster.leader()
+        await cluster.settled()
+        for node in others(cluster, leader):
+            node.disk.sync_seconds = (2.0, 2.0)
+        start = cluster.loop.time()
+        assert await leader.host.propose(G, command("r", "append", "k", 1)) == 1
+        assert cluster.loop.time() - start >= 2.0
+
+    with_cluster(scene)
+
+
+@pytest.mark.parametrize(("fault", "kind"), [("full", NoSpace), ("broken", Unavailable)])
+def test_a_journal_that_cannot_be_written_acknowledges_nothing_and_recovers(fault, kind):
+    async def scene(cluster):
+        leader = cluster.leader()
+        await cluster.settled()
+        setattr(leader.disk, fault, True)
+        waiting = leader.host.propose(G, command("r", "append", "k", 1))
+        assert isinstance(await outcome(waiting), Unknown)
+        assert "cannot be written" in leader.host.read_only()
+        assert "cannot be written" in leader.host.status(G).reason
+        assert leader.host.status(G).role == "follower"
+        assert type(await outcome(leader.host.propose(G, b"x"))) is kind
+        await cluster.until(lambda: cluster.leader() not in (None, leader))
+        await cluster.leader().host.propose(G, command("s", "append", "k", 2))
+        setattr(leader.disk, fault, False)
+        await cluster.settled()
+        assert leader.host.read_only() is None
+        leader.crash()
+        leader.start()
+        await cluster.settled()
+
+    with_cluster(scene)
+
+
+def test_a_journal_behind_the_stored_state_starts_at_that_state():
+    async def scene(cluster):
+        node = cluster.leader()
+        for number in range(5):
+            await node.host.propose(G, command(f"r{number}", "append", "k", number))
+        await node.machine.flush()
+        node.crash(power=False)
+        ahead = State.load(node.machine.stored[0])
+        ahead.position = Position(100, ahead.position.term)
+        node.machine.states[0] = ahead
+        node.start()
+        await cluster.until(cluster.leader)
+        assert node.host.status(G).applied >= 100
+        assert await node.host.propose(G, command("next", "append", "k", 9)) == 6
+
+    with_cluster(scene, size=1)
+
+
+@pytest.mark.parametrize("position", [Position(2, 99), Position(3, 1)])
+def test_a_state_the_journal_contradicts_refuses_the_start(position):
+    async def scene(cluster):
+        node = cluster.leader()
+        for number in range(20):
+            await node.host.propose(G, command(f"r{number}", "append", "k", number))
+        await cluster.pause(3)
+        node.crash(power=False)
+        node.machine.state(0).position = position
+        with pytest.raises(Corrupt, match="join again"):
+            node.start()
+
+    limits = RaftLimits(compact_entries=10, keep_entries=4) if position.index == 3 else None
+    with_cluster(scene, size=1, limits=limits)
+
+
+def test_a_node_that_is_no_voter_is_refused():
+    async def scene(cluster):
+        with pytest.raises(Misuse, match="no voter"):
+            cluster.leader().host.add_group(GroupId(5), [NodeId("x"), NodeId("y")])
+
+    with_cluster(scene, size=1)
+
+
+# ── trouble in the state machine ───────────────────────────────────────────────────────────────────────────
+
+
+def test_an_exception_in_apply_halts_that_group_there_and_nothing_else():
+    async def scene(cluster):
+        follower = others(cluster, cluster.leader())[0]
+        follower.machine.fail_at = lambda group, at: RuntimeError("a bug") if group == 0 else None
+        leader = cluster.leader().host
+        assert await leader.propose(G, command("r", "append", "k", 1)) == 1
+        await cluster.until(lambda: follower.host.status(G).role == "halted")
+        assert "a bug" in follower.host.status(G).reason
+        applied = follower.host.status(G).applied
+        assert await leader.propose(G, command("s", "append", "k", 2)) == 2
+        assert follower.host.status(G).applied == applied
+        second = await cluster.until(lambda: cluster.leader(1))
+        assert await second.host.propose(GroupId(1), command("r", "append", "k", 1)) == 1
+        await follower.host.wait_applied(GroupId(1), second.host.status(GroupId(1)).last)
+        error = await outcome(follower.host.wait_applied(G, applied + 1))
+        assert "halted" in error.message
+
+    with_cluster(scene, groups=2)
+
+
+def test_a_leader_whose_group_halts_answers_unknown_and_another_takes_over():
+    async def scene(cluster):
+        leader = cluster.leader()
+        leader.machine.fail_at = lambda group, at: RuntimeError("a bug")
+        assert isinstance(await outcome(leader.host.propose(G, command("r", "append", "k", 1))), Unknown)
+        assert leader.host.leader(G) is None
+        other = await cluster.until(lambda: cluster.leader() is not leader and cluster.leader())
+        assert await other.host.propose(G, command("r", "append", "k", 1)) == 1
+
+    with_cluster(scene)
+
+
+def test_a_state_machine_without_space_is_waited_for():
+    async def scene(cluster):
+        leader = cluster.leader()
+        leader.machine.fail_at = lambda group, at: NoSpace("the map is full")
+        assert isinstance(await outcome(leader.host.propose(G, command("r", "append", "k", 1))), (Unknown, int))
+        assert "full" in leader.host.status(G).reason
+        other = await cluster.until(lambda: cluster.leader() is not leader and cluster.leader())
+        await other.host.propose(G, command("s", "append", "k", 2))
+        leader.machine.fail_at = None
+        await cluster.settled()
+        assert leader.host.status(G).reason is None
+
+    with_cluster(scene)
+
+
+# ── catching up ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+SMALL = RaftLimits(compact_entries=20, keep_entries=5)
+
+
+def test_a_follower_left_behind_gets_a_snapshot_and_logs_stay_short():
+    async def scene(cluster):
+        leader = cluster.leader()
+        sleeper = others(cluster, leader)[0]
+        sleeper.crash()
+        for number in range(200):
+            await cluster.leader().host.propose(G, command(f"r{number}", "append", "k", number))
+            await cluster.pause(0.02)
+        assert cluster.leader().host.status(G).last >= 200
+        assert len(cluster.leader().host._groups[G].log.rows) < 150
+        sleeper.start()
+        await cluster.settled()
+        assert cluster.watch.counts["snapshots installed"] == 1
+        assert sleeper.machine.state(0).lists["k"] == list(range(200))
+        sleeper.crash()
+        sleeper.start()
+        await cluster.settled()
+        assert cluster.watch.counts["snapshots installed"] == 1
+
+    with_cluster(scene, limits=SMALL)
+
+
+def test_a_snapshot_goes_on_where_a_broken_link_stopped_it():
+    async def scene(cluster):
+        leader = cluster.leader()
+        sleeper = others(cluster, leader)[0]
+        sleeper.crash()
+        for number in range(60):
+            await cluster.leader().host.propose(G, command(f"r{number}", "append", "k", "x" * 300))
+            await cluster.pause(0.05)
+        sleeper.start()
+        for _ in range(20):
+            await cluster.pause(0.03)
+            cluster.network.reset(cluster.leader().name, sleeper.name)
+        await cluster.settled()
+        assert cluster.watch.counts["snapshots installed"] == 1
+        assert cluster.watch.counts["snapshots sent"] <= 2
+
+    with_cluster(scene, limits=SMALL)
+
+
+@pytest.mark.parametrize("body", [None, [], [0, 1, b"t", 0, b"", [1, 2]], ["g", 1, b"t", 0, b"x", None]])
+def test_malformed_messages_are_refused_and_the_node_goes_on(body):
+    async def scene(cluster):
+        host = cluster.leader().host
+        with pytest.raises(Exception, match=r"malformed|takes no snapshot"):
+            host._receive_snapshot(NodeId("n2"), body)
+        host._receive(NodeId("n2"), body)
+        host._receive(NodeId("n2"), [[0, 3, 1, 0, 0, 0, [[1, "text"]]], "nonsense", [77, 6, 1]])
+        assert host.ignored_frames >= 3
+        assert await host.propose(G, command("r", "append", "k", 1)) == 1
+
+    with_cluster(scene)
+
+
+# ── leadership ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_leadership_is_handed_over_without_an_election_gap():
+    async def scene(cluster):
+        leader = cluster.leader()
+        await cluster.settled()
+        to = others(cluster, leader)[1]
+        heard = []
+        to.host.on_leader_change(lambda group, who: heard.append((group, who)))
+        start = cluster.loop.time()
+        assert await leader.host.transfer(G, to.name)
+        await cluster.until(lambda: cluster.leader() is to)
+        assert cluster.loop.time() - start < 0.2
+        assert (G, to.name) in heard
+        assert not await leader.host.transfer(G, to.name)
+
+    with_cluster(scene)
+
+
+def test_a_handover_to_a_node_that_is_cut_off_is_called_off():
+    async def scene(cluster):
+        leader = cluster.leader()
+        await cluster.settled()
+        gone = others(cluster, leader)[0]
+        gone.crash()
+        await leader.host.propose(G, command("r", "append", "k", 1))
+        moving = asyncio.ensure_future(leader.host.transfer(G, gone.name))
+        await cluster.pause(0.05)
+        answer = leader.host.propose(G, command("s", "append", "k", 2))
+        assert await moving is False
+        assert await answer == 2
+
+    with_cluster(scene)
+
+
+def test_a_planned_stop_gives_all_leaderships_away_and_answers_everybody():
+    async def scene(cluster):
+        for group in range(6):
+            await cluster.until(lambda group=group: cluster.leader(group))
+        await cluster.settled()
+        node = cluster.nodes[NodeId("n1")]
+        assert node.host.leading() >= 1
+        await node.host.step_down_all()
+        assert node.host.leading() == 0
+        waiting = node.host.wait_applied(G, 10_000)
+        await node.host.stop()
+        assert isinstance(await outcome(waiting), Unavailable)
+        assert isinstance(await outcome(node.host.propose(G, b"x")), Unavailable)
+
+    with_cluster(scene, groups=6)
+
+
+def test_leaders_spread_to_the_preferred_replicas():
+    async def scene(cluster):
+        def spread():
+            return all(
+                (leader := cluster.leader(group)) and leader.name == cluster.voters(group)[0] for group in range(6)
+            )
+
+        await cluster.until(spread, 10)
+        cluster.nodes[NodeId("n2")].crash()
+        await cluster.until(lambda: all(cluster.leader(group) for group in range(6)))
+        cluster.nodes[NodeId("n2")].start()
+        await cluster.until(spread, 60)
+
+    with_cluster(scene, groups=6)
+
+
+def test_the_leaders_time_goes_on_where_the_log_left_it_although_its_clock_is_behind():
+    async def scene(cluster):
+        leader = cluster.leader()
+        await leader.host.propose(G, command("r", "append", "k", 1))
+        stamped = leader.machine.state(0).time_ms
+        for node in others(cluster, leader):
+            node.clock.offset_ms -= 3_600_000
+        leader.crash()
+        second = await cluster.until(cluster.leader)
+        await second.host.propose(G, command("s", "append", "k", 2))
+        assert second.machine.state(0).time_ms == stamped
+
+    with_cluster(scene)
