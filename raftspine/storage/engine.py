@@ -9,9 +9,8 @@ and then the log can forget it. The rules:
 * The tree's batch names the log position it reaches (row `x log position`), so a restart replays exactly the
   rest. Applying a record twice would do no harm, losing one would.
 * Nothing that was visible is taken back. When the log refuses a turn, its outcome is *unknown*: the rows stay
-and are logged, or checkpointed, as soon as the disk allows; until then everything new is refused
-(`read_only`). * Memory is bounded: above `memtable_limit_bytes` new changes are refused until a checkpoint
-has caught up.
+  and are logged, or checkpointed, as soon as the disk allows; until then everything new is refused.
+* Memory is bounded: above `memtable_limit_bytes` changes are refused until a checkpoint has caught up.
 
 After a failed sync the kernel may have dropped what was written, so that log is never trusted again: all is
 put into the tree first, then the log starts over (cf. "fsyncgate", PostgreSQL 2018).
@@ -132,10 +131,14 @@ class Engine:
 
     def stage(self, rows: Iterable[Row]) -> None:
         """Add changes to this turn; all of them or, when it raises, none. NoSpace while the disk or the tree
-        refuses, Unavailable(`overloaded`) while the tree is too far behind."""
+        refuses, Unavailable(`overloaded`) while the tree is too far behind, ValueError for a key that the tree
+        could never take: in the log it would stop every checkpoint from then on."""
         if self._refusal is not None:
             raise self._refusal()
         batch = rows if type(rows) is list else list(rows)
+        for key, _ in batch:
+            if not 0 < len(key) <= keys.MAX_KEY_BYTES:
+                raise ValueError(f"a key has 1 to {keys.MAX_KEY_BYTES} bytes, not {len(key)}: {key[:40]!r}…")
         self._turn.update(batch)
         self._layers.put(batch)
         if not self._flush_scheduled:

@@ -56,6 +56,8 @@ LOG_POSITION = META + b"log position"
 STORE_FORMAT = META + b"store format"
 
 LONGEST_PLAIN_VALUE = 64
+MAX_KEY_BYTES = 511
+"""LMDB's limit as it is compiled by default."""
 
 
 @lru_cache(maxsize=1024)

@@ -119,9 +119,7 @@ def _merged(
         return tree.scan(lo, hi, limit=limit, reverse=reverse)
     # Each removal can hide one row of the tree, so asking for that many more is always enough.
     removals = sum(1 for value in overlay.values() if value is None)
-    rows = [
-        row for row in tree.scan(lo, hi, limit=limit + removals, reverse=reverse) if row[0] not in overlay
-    ]
+    rows = [row for row in tree.scan(lo, hi, limit=limit + removals, reverse=reverse) if row[0] not in overlay]
     rows += [(key, value) for key, value in overlay.items() if value is not None]
     rows.sort(reverse=reverse)
     return rows[:limit]

@@ -166,9 +166,7 @@ class LmdbTree(LmdbView):
                 raise NoSpace(f"the store at {self._path} is full: {text}", retry_after_ms=1000)
             self._stop()
             raise Unavailable(f"the store at {self._path} cannot be written: {text}")
-        raise Unavailable(
-            f"the process that writes {self._path} ended {STARTS_PER_BATCH} times over one batch"
-        )
+        raise Unavailable(f"the process that writes {self._path} ended {STARTS_PER_BATCH} times over one batch")
 
     async def _exchange(self, payload: bytes) -> tuple[bytes, str]:
         channel = self._channel
@@ -201,9 +199,7 @@ class LmdbTree(LmdbView):
                 )
             except OSError as error:
                 ours.close()
-                raise Unavailable(
-                    f"the process that writes {self._path} cannot be started: {error}"
-                ) from error
+                raise Unavailable(f"the process that writes {self._path} cannot be started: {error}") from error
         self._channel = ours
         self.starts += 1
 

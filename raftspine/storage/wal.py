@@ -62,9 +62,7 @@ class Wal:
         for place, segment in enumerate(segments):
             last = place == len(segments) - 1
             if place and segment.first != wal._next:
-                raise corrupt(
-                    segment.name, 0, f"the records from {wal._next} to {segment.first - 1} are missing"
-                )
+                raise corrupt(segment.name, 0, f"the records from {wal._next} to {segment.first - 1} are missing")
             wal._admit(segment, last=last, on_cut=on_cut)
         if wal._segments:
             wal._file = directory.open(wal._segments[-1].name)

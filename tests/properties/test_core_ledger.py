@@ -336,7 +336,7 @@ class LedgerAndTwin(RuleBasedStateMachine):
         equal = old is not None and (content, tags, ttl) == says(old)
         result = {"says": (content, tags, ttl), "old": old, "prolongs": prolongs}
         if not holds:
-            same_writer = old is not None and old.updated_by == command.agent
+            same_writer = old is not None and old.updated_by == command.agent != ""
             again = stays and equal and same_writer and not command.request and not condition.absent
             return {**result, "status": Status.EQUAL if again else Status.VERSION_CONFLICT}
         if stays and equal and not prolongs:

@@ -13,7 +13,7 @@ from tests.support.memory_disk import MemoryDisk
 from tests.support.storage import new_tree, open_engine
 
 KEY = st.sampled_from([b"%s%c%s" % (kind, group, id) for kind in (b"m", b"i") for group in (0, 1, 255)
-                       for id in (b"", b"a", b"ab", b"b\xff", b"c")] + [b"", b"n", b"nnnn"])  # fmt: skip
+                       for id in (b"", b"a", b"ab", b"b\xff", b"c")] + [b"A", b"n", b"nnnn"])  # fmt: skip
 VALUE = st.one_of(st.none(), st.binary(max_size=3))
 STEP = st.one_of(
     st.tuples(st.just("stage"), st.lists(st.tuples(KEY, VALUE), min_size=1, max_size=6)),

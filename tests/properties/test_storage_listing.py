@@ -136,7 +136,7 @@ def test_a_cursor_of_another_kind_names_the_field(after: str) -> None:
         engine = open_engine(MemoryDisk(), new_tree())
         with pytest.raises(InvalidRequest) as caught:
             rows.page(engine, GROUPS, Asked(after=after), NOW_MS)
-        assert caught.value.details["field"] == "after"
+        assert caught.value.details["field"] == "cursor"
 
     asyncio.run(run())
 

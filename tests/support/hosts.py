@@ -28,6 +28,13 @@ class Hosts:
         """The command line that runs `command` on that host."""
         return [self._ip, "netns", "exec", self._name(host), *command]
 
+    def processes(self, host: str) -> list[int]:
+        """The ids of all processes on that host."""
+        listed = subprocess.run(
+            [self._ip, "netns", "pids", self._name(host)], capture_output=True, text=True, check=True
+        )
+        return [int(line) for line in listed.stdout.split()]
+
     def cut(self, host: str) -> None:
         """Pull the host's cable."""
         self._run("-n", self._name("router"), "link", "set", self._cable(host), "down")
@@ -63,9 +70,7 @@ class Hosts:
             name, network = self._name(host), address.rpartition(".")[0]
             self._add(name)
             cable = self._cable(host)
-            self._run(
-                "-n", router, "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name
-            )
+            self._run("-n", router, "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
             self._run("-n", router, "link", "set", cable, "master", f"net{networks.index(network)}", "up")
             self._run("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
             self._run("-n", name, "link", "set", "eth0", "up")

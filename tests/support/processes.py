@@ -100,9 +100,7 @@ class Process:
         _await_end(left)
 
     def _signal_group(self, sig: signal.Signals) -> None:
-        with suppress(
-            ProcessLookupError, PermissionError
-        ):  # it has ended (macOS: EPERM for a group of zombies)
+        with suppress(ProcessLookupError, PermissionError):  # it has ended (macOS: EPERM for a group of zombies)
             os.killpg(self.popen.pid, sig)
 
 

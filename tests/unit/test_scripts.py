@@ -130,9 +130,7 @@ def test_lock_check_notices_a_new_dependency(tmp_path: Path) -> None:
     for name in ("scripts/lock", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
     project = tmp_path / "pyproject.toml"
-    project.write_text(
-        project.read_text(encoding="utf-8").replace('"pyyaml', '"pyyaml-new', 1), encoding="utf-8"
-    )
+    project.write_text(project.read_text(encoding="utf-8").replace('"pyyaml', '"pyyaml-new', 1), encoding="utf-8")
     done = subprocess.run(
         [tmp_path / "scripts" / "lock", "--check"],
         capture_output=True,
@@ -191,9 +189,7 @@ def calls(checkout: Path) -> str:
 def test_install_checks_every_hash_and_fetches_no_build_tools(checkout: Path) -> None:
     done = install(checkout)
     assert done.returncode == 0, done.stderr
-    fetching = [
-        line for line in calls(checkout).splitlines() if " install " in line and "--editable" not in line
-    ]
+    fetching = [line for line in calls(checkout).splitlines() if " install " in line and "--editable" not in line]
     assert len(fetching) == 2
     assert all("--require-hashes" in line for line in fetching)
     assert "--no-build-isolation" in fetching[1]
@@ -249,9 +245,7 @@ def sleeper(processes: Processes) -> Process:
     return processes.start([sys.executable, "-c", "import signal; signal.pause()"])
 
 
-def test_a_recorded_process_is_found_again(
-    devcluster: ModuleType, processes: Processes, tmp_path: Path
-) -> None:
+def test_a_recorded_process_is_found_again(devcluster: ModuleType, processes: Processes, tmp_path: Path) -> None:
     process = sleeper(processes)
     record = tmp_path / "up.json"
     devcluster.record([devcluster.look_up(process.pid)], record)
@@ -328,9 +322,7 @@ with Processes(Path({str(tmp_path)!r})) as started:
 def test_ending_reaches_children_and_the_stopped(processes: Processes, tmp_path: Path) -> None:
     port = free_port()
     child = f"import signal, socket; s = socket.create_server(('127.0.0.1', {port})); signal.pause()"
-    source = (
-        f"import signal, subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]); signal.pause()"
-    )
+    source = f"import signal, subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]); signal.pause()"
     process = processes.start([sys.executable, "-c", source], name="parent")
     await_that(lambda: answers(port), process)
     process.send(signal.SIGSTOP)

@@ -286,6 +286,17 @@ def test_closing_keeps_everything_and_refuses_more() -> None:
     asyncio.run(story())
 
 
+def test_a_key_the_tree_could_not_take_is_refused_before_it_is_seen() -> None:
+    async def story() -> None:
+        engine = open_engine(MemoryDisk(), new_tree())
+        for key in ("", "k" * (keys.MAX_KEY_BYTES + 1)):
+            with pytest.raises(ValueError, match="511"):
+                engine.stage([row("a"), row(key)])
+        assert engine.get(b"a") is None
+
+    asyncio.run(story())
+
+
 def test_an_unknown_durability_is_refused() -> None:
     async def story() -> None:
         with pytest.raises(ValueError, match="durability"):

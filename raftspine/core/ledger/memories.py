@@ -214,13 +214,15 @@ class _Step:
         """Whether a write whose condition fails is the one that is stored, sent again.
 
         A request with a key that has not been seen is certainly another write, and so is another agent's: for
-        two agents that count from 5 to 6, "already 6" must not be a success for both. `absent` never repeats,
-        because whoever creates must know that it was them.
+        two agents that count from 5 to 6, "already 6" must not be a success for both. Who does not say who they are
+        might be anybody, so they have no repeats either. `absent` never repeats, because whoever creates must know
+        that it was them.
         """
         command = self.command
         return (
             not command.request
             and not command.expected.absent
+            and bool(memory.updated_by)
             and old.updated_by == memory.updated_by
             and same_writing(old, memory)
         )
