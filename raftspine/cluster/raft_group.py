@@ -175,6 +175,12 @@ class RaftGroup:
         ready = min(engine.commit, self.log.durable) > engine.applied
         return ready and self.halted is None and self.stalled is None and not self.installing
 
+    @property
+    def waiting(self) -> bool:
+        """Whether proposals wait for an entry that nothing holds up any more."""
+        proposals = self._proposals
+        return proposals.queued and not proposals.entered and self.handover is None and self.engine.leads
+
     def needs_turn(self, beat: bool) -> bool:
         """Whether the slow timer has to turn this group."""
         if self.halted is not None:
@@ -206,11 +212,12 @@ class RaftGroup:
         self._guard.stirred = False
         if engine.leads:
             self._take_office()
-            if self.handover is None:
-                self._proposals.enter(self._append, engine.term)
+            self._enter()
         engine.turn()
         if engine.leads and self.halted is None:
             self._take_office()
+            if self.peers:  # with its voters to ask, what was applied just now makes room for the next entry at once
+                self._enter()
             self._lead(beat)
         else:
             self._follow()
@@ -229,6 +236,12 @@ class RaftGroup:
         """Something changed that only a turn can act on."""
         self._guard.stirred = True
 
+    def _enter(self) -> None:
+        """Close an entry over what waits, unless one is under way: what comes meanwhile makes up the next, so that
+        the cost of a round is shared by as many as there are (group commit). A long queue does not wait."""
+        if self.handover is None and (not self._proposals.entered or self._proposals.many):
+            self._proposals.enter(self._append, self.engine.term)
+
     def _append(self, commands: list[bytes]) -> int:
         self._stamp_ms = max(self._stamp_ms, self._clock.wall_ms())
         return self.engine.propose(raft_envelope.pack(self._stamp_ms, commands))
@@ -243,6 +256,7 @@ class RaftGroup:
 
     def _lead(self, beat: bool) -> None:
         engine, now = self.engine, self._clock.monotonic()
+        self._reads.settle()
         if engine.applied >= engine.own_term_index:
             beat = self._reads.begin(engine.commit) or beat
         beat, engine.wants_beat = beat or engine.wants_beat, False

@@ -42,6 +42,9 @@ METHOD = "raft"
 CAST_BYTES = 1 << 20
 """Frames for one peer are split into messages of about this size, far below what a link carries."""
 
+LONGEST_WAIT_SECONDS = 0.002
+"""How long a turn waits for a commit in flight."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -81,6 +84,7 @@ class RaftHost:
         self._beat = False
         self._half = False
         self._turn_due = False
+        self._late: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
         self._outbox = Outbox(journal, self._loop, send=self._send, synced=self._synced, failed=self._unwritten)
@@ -242,13 +246,19 @@ class RaftHost:
         self._schedule(group)
 
     def _schedule(self, group: RaftGroup) -> None:
+        """Turn the group soon. While a commit is in flight, when that has ended: what a turn holds back cannot leave
+        earlier, and one turn then serves all that came meanwhile. But heartbeats must not wait for a slow disk."""
         self._dirty[group] = None
-        if not self._turn_due:
-            self._turn_due = True
+        if self._turn_due:
+            return
+        self._turn_due = True
+        if self._outbox.committing:
+            self._late = self._loop.call_later(LONGEST_WAIT_SECONDS, self._turn)
+        else:
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        self._turn_due = False
+        self._turn_due, self._late = False, None
         if not self._running or self._reason is not None:
             self._dirty.clear()
             return
@@ -270,7 +280,7 @@ class RaftHost:
                 group.held = []
             if group.flow.snapshots_wanted:
                 self._workers.send_snapshots(group)
-            if group.unfinished:
+            if group.unfinished or group.waiting:
                 self._mark(group)
             if group.known_leader != before:
                 self._announce(group)
@@ -295,6 +305,10 @@ class RaftHost:
         for group in self._groups.values():
             if group.unfinished:
                 self._mark(group)
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+            self._loop.call_soon(self._turn)
 
     def _unwritten(self, error: BaseException) -> SpineError:
         """A commit failed: nothing that rests on it may be acknowledged, and somebody else has to lead."""

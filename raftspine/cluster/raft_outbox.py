@@ -57,6 +57,11 @@ class Outbox:
         else:
             self._send(frames)
 
+    @property
+    def committing(self) -> bool:
+        """Whether a commit is in flight."""
+        return self._committing
+
     def flushed(self) -> "Future[None]":
         """Resolves when everything recorded so far is on disk; fails when it could not be written."""
         waiter: Future[None] = self._loop.create_future()

@@ -42,6 +42,11 @@ class Proposals:
         return bool(self._queue)
 
     @property
+    def many(self) -> bool:
+        """Whether the queue fills an entry by itself."""
+        return len(self._queue) >= self._limits.entry_commands
+
+    @property
     def entered(self) -> bool:
         """Whether anybody waits for an entry in the log."""
         return bool(self._entered)

@@ -5,7 +5,9 @@ by a majority *after* the reader asked, so every round has a number never used b
 number or a later one count. A reused number lets an echo from before the question confirm a leader that has
 fallen since.
 
-All reads of a turn share a round; rounds overlap. The index is the commit index when the round began, and the
+All reads of a turn share a round, and those that come while one is under way share the next: under load a round
+then serves many, and a read waits for two rounds at most. A round that was lost is announced again by the
+next heartbeat. The index is the commit index when the round began, and the
 leader must have applied an entry of its own term, because before that it may not know what is committed.
 """
 
@@ -42,8 +44,9 @@ class Reads:
         self._waiting.append(reader)
 
     def begin(self, commit: int) -> bool:
-        """Open a round for the reads that wait; whether one was opened (and must be announced)."""
-        if not self._waiting:
+        """Open a round for the reads that wait, unless one is under way; whether one was opened (and must be
+        announced)."""
+        if not self._waiting or self._rounds:
             return False
         self.context += 1
         self._rounds.append(_Round(self.context, commit, self._waiting))

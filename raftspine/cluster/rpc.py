@@ -88,9 +88,7 @@ class Rpcs:
         the lane's limit."""
         return self._send(peer, (CAST, method, body), bulk=bulk)
 
-    def call(
-        self, peer: NodeId, method: str, body: Any, *, timeout_ms: int, bulk: bool = False
-    ) -> Future[Any]:
+    def call(self, peer: NodeId, method: str, body: Any, *, timeout_ms: int, bulk: bool = False) -> Future[Any]:
         """The reply, or the handler's SpineError. Unavailable (`peer_down`, `overloaded`) when nothing was
         sent, Unknown (`outcome_unknown`) when the link broke or `timeout_ms` passed after sending. The
         answer comes by the lane the call went by."""

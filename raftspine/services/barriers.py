@@ -2,7 +2,8 @@
 
 A read is linearizable when it is served from a state that contains everything acknowledged before the read
 began. The leader proves such a point with a heartbeat round; asking for one round per read would cost more
-messages than the writes. So all readers of one loop turn share a round, and the rule that keeps this right
+messages than the writes. So all readers of one loop turn share a round, those that come while it is under way share the next (one
+question per group at a time), and the rule that keeps this right
 is: **a reader never joins a round that has already been sent**. A round that started before the reader did
 may prove a point that is older than a write the reader's client has seen acknowledged; sharing it is the
 classic stale read.
@@ -12,6 +13,7 @@ until this replica has applied it, wake the readers. It fails as a whole; whethe
 decision, because only the reader knows its deadline.
 """
 
+import asyncio
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable
 from functools import partial
@@ -53,14 +55,13 @@ class Barriers:
     monotonic second at which this replica was last known to be current.
     """
 
-    def __init__(
-        self, log: ReplicatedLog, clock: Clock, *, ask: AskIndex, holds: Callable[[GroupId], bool]
-    ) -> None:
+    def __init__(self, log: ReplicatedLog, clock: Clock, *, ask: AskIndex, holds: Callable[[GroupId], bool]) -> None:
         self._log = log
         self._now = clock.monotonic
         self._ask = ask
         self._holds = holds
         self._open: dict[GroupId, _Round] = {}
+        self._asking: set[GroupId] = set()
         self.current_at: dict[GroupId, float] = {}
         self.rounds_total = 0
 
@@ -76,7 +77,9 @@ class Barriers:
         waiting = self._open.get(group)
         if waiting is None:
             waiting = self._open[group] = _Round(group)
-            loop.call_soon(self._send, group)
+            if group not in self._asking:
+                self._asking.add(group)
+                loop.call_soon(self._send, group)
         return waiting.waiters
 
     def _send(self, group: GroupId) -> None:
@@ -86,11 +89,20 @@ class Barriers:
         try:
             asked = self._ask(group)
         except SpineError as error:
+            self._next(group)
             this.fail(error)
             return
         asked.add_done_callback(partial(self._indexed, this))
 
+    def _next(self, group: GroupId) -> None:
+        """A question was answered: put the one that gathered meanwhile, if any."""
+        if group in self._open:
+            asyncio.get_running_loop().call_soon(self._send, group)
+        else:
+            self._asking.discard(group)
+
     def _indexed(self, this: _Round, asked: "Future[int]") -> None:
+        self._next(this.group)
         error = _error(asked)
         if error is not None:
             this.fail(error)
@@ -126,6 +138,4 @@ def no_leader(group: GroupId, leader: NodeId | None = None) -> Unavailable:
         message = f"shard group {group} has no leader now"
     else:
         message = f"{leader} leads shard group {group}, and could not be asked from here"
-    return Unavailable(
-        message, code="no_leader", details={"group": group, "leader": leader}, retry_after_ms=500
-    )
+    return Unavailable(message, code="no_leader", details={"group": group, "leader": leader}, retry_after_ms=500)
