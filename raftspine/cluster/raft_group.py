@@ -176,6 +176,11 @@ class RaftGroup:
         return ready and self.halted is None and self.stalled is None and not self.installing
 
     @property
+    def unapplied(self) -> bool:
+        """Whether committed entries wait to be applied, on disk or not."""
+        return self.engine.commit > self.engine.applied
+
+    @property
     def waiting(self) -> bool:
         """Whether proposals wait for an entry that nothing holds up any more."""
         proposals = self._proposals

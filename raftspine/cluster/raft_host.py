@@ -85,6 +85,8 @@ class RaftHost:
         self._half = False
         self._turn_due = False
         self._late: asyncio.TimerHandle | None = None
+        self._unsynced: dict[RaftGroup, None] = {}
+        """Groups with committed entries that are not on this disk yet; ordered, so that a run can be repeated."""
         self._timer: asyncio.TimerHandle | None = None
 
         self._outbox = Outbox(journal, self._loop, send=self._send, synced=self._synced, failed=self._unwritten)
@@ -282,6 +284,8 @@ class RaftHost:
                 self._workers.send_snapshots(group)
             if group.unfinished or group.waiting:
                 self._mark(group)
+            elif group.unapplied:
+                self._unsynced[group] = None
             if group.known_leader != before:
                 self._announce(group)
         self._send(express)
@@ -302,9 +306,12 @@ class RaftHost:
             self._reason, self._full = None, False
             for group in self._groups.values():
                 self._mark(group)
-        for group in self._groups.values():
+        waiting, self._unsynced = self._unsynced, {}
+        for group in waiting:
             if group.unfinished:
                 self._mark(group)
+            elif group.unapplied:
+                self._unsynced[group] = None  # its entries came after that commit had begun
         if self._late is not None:
             self._late.cancel()
             self._late = None
@@ -410,10 +417,3 @@ def _split(frames: list[Sequence[Any]]) -> list[list[Sequence[Any]]]:
                 size = 0
         messages[-1].append(frame)
     return messages
-
-
-def _resolve(waiters: "list[Future[None]]") -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)
-    waiters.clear()

@@ -7,8 +7,8 @@ fallen since.
 
 All reads of a turn share a round, and those that come while one is under way share the next: under load a round
 then serves many, and a read waits for two rounds at most. A round that was lost is announced again by the
-next heartbeat. The index is the commit index when the round began, and the
-leader must have applied an entry of its own term, because before that it may not know what is committed.
+next heartbeat. The index is the commit index when the round began, and the leader must have applied an entry
+of its own term, because before that it may not know what is committed.
 """
 
 from asyncio import Future

@@ -2,6 +2,7 @@
 verdict."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 from raftspine.cluster.raft_host import RaftLimits
@@ -43,7 +44,8 @@ class Story:
         try:
             await cluster.pause(self.seconds)
             self.done = True
-            await asyncio.gather(*self.tasks)
+            async with asyncio.timeout(60.0):
+                await asyncio.gather(*self.tasks)
         finally:
             for task in self.tasks:
                 task.cancel()
@@ -221,11 +223,12 @@ class Story:
         group = dice.below(2)
         leader = self.cluster.leader(group)
         if leader is not None and leader.host is not None:
-            if dice.chance(0.3):
-                await leader.host.step_down_all()
-            else:
-                others = [name for name in self.cluster.names if name != leader.name]
-                await leader.host.transfer(GroupId(group), dice.choice(others))
+            others = [name for name in self.cluster.names if name != leader.name]
+            to = GroupId(group), dice.choice(others)
+            work = leader.host.step_down_all() if dice.chance(0.3) else leader.host.transfer(*to)
+            with contextlib.suppress(TimeoutError):  # the node may be killed meanwhile, and the dead answer nobody
+                async with asyncio.timeout(3.0):
+                    await work
 
     async def _bad_disk(self, dice: Dice) -> None:
         node = self._target(dice)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raftspine.core.ledger.commands import PutMemory, encode
-from raftspine.model import GroupId, Member, Memory, NodeId, Table, Version
+from raftspine.model import GroupId, Member, Memory, NodeId, StrongRecord, Table, Version
 from raftspine.services.ledger_host import LedgerHost
 from raftspine.services.strong import StrongPath, StrongTiming
 from raftspine.services.topology import Topology
@@ -32,6 +32,9 @@ class ManualClock:
 class NoRing:
     def adopt(self, group: GroupId, version: Version) -> None:
         raise AssertionError("nothing is demoted in these stories")
+
+    def shadow(self, group: GroupId, strong: StrongRecord) -> None:
+        pass
 
 
 def table(replicas: Sequence[str], members: Sequence[str], groups: int) -> Table:

@@ -332,6 +332,33 @@ def test_a_snapshot_goes_on_where_a_broken_link_stopped_it():
     with_cluster(scene, limits=SMALL)
 
 
+def test_a_snapshot_that_is_not_what_was_sent_is_not_installed():
+    async def scene(cluster):
+        leader = cluster.leader()
+        await leader.host.propose(G, command("r", "append", "k", 1))
+        await cluster.settled()
+        follower = others(cluster, leader)[0]
+        term, before = leader.host.status(G).term, follower.machine.state(0).dump()
+        final = [999, term, 0, [], b"not the digest"]
+
+        def receive(number, data, last=None, term=term):
+            return follower.host._receive_snapshot(leader.name, [0, term, b"transfer", number, data, last])
+
+        assert receive(0, b"garbage") == 1
+        assert receive(0, b"again") == 1, "a chunk that comes twice changes nothing"
+        assert receive(5, b"too early") == 1
+        with pytest.raises(Unavailable, match="checksum"):
+            await receive(1, b"", final)
+        assert receive(0, b"anew") == 1, "after that the transfer starts over"
+        with pytest.raises(Unavailable, match="takes no snapshot"):
+            receive(1, b"", final, term=term - 1)
+        assert follower.machine.state(0).dump() == before
+        assert await leader.host.propose(G, command("s", "append", "k", 2)) == 2
+        await cluster.settled()
+
+    with_cluster(scene)
+
+
 @pytest.mark.parametrize("body", [None, [], [0, 1, b"t", 0, b"", [1, 2]], ["g", 1, b"t", 0, b"x", None]])
 def test_malformed_messages_are_refused_and_the_node_goes_on(body):
     async def scene(cluster):

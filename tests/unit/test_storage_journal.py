@@ -108,6 +108,8 @@ def test_durable_follows_the_disk_and_never_covers_what_was_cut():
         assert journal.dirty
         await journal.commit()
         assert a.durable == 2
+        a.truncate(2)
+        assert a.durable == 1
 
     on_disk(scene)
 

@@ -174,8 +174,10 @@ class _Step:
 
     def _ring_behind(self) -> bool:
         command = self.command
+        if self.view.strong(command.id) is not None:
+            return False
         demoted = self.view.counter(demoted_counter(command.id))
-        if not demoted or self.view.strong(command.id) is not None:
+        if not demoted:
             return False
         seen = command.ring.context.get(log_origin(self.group), 0) if command.ring is not None else 0
         return max(seen, command.log_seen) < demoted
