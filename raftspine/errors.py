@@ -60,7 +60,9 @@ class Rejected(SpineError):
 class InvalidRequest(Rejected):
     """The request itself is at fault. `field` is the path of the offending field, e.g. ``$.tags[0]``."""
 
-    def __init__(self, message: str, *, field: str | None = None, code: str = "invalid_request", **details: Any) -> None:
+    def __init__(
+        self, message: str, *, field: str | None = None, code: str = "invalid_request", **details: Any
+    ) -> None:
         if field is not None:
             details = {"field": field, **details}
         super().__init__(message, code=code, details=details)

@@ -39,6 +39,7 @@ from raftspine.services.fanout import Fanout
 from raftspine.services.forward import Forwarder
 from raftspine.services.ledger_host import LedgerHost
 from raftspine.services.listing import Listing
+from raftspine.services.locate import Locator
 from raftspine.services.memories import Memories
 from raftspine.services.overview import Overview
 from raftspine.services.replica import RingReplica
@@ -121,6 +122,8 @@ class Node:
             rpc,
             clock,
             topology.peers,
+            wait_applied=lambda group, index: self.raft.wait_applied(group, index),
+            write_quorum=config.replication.write_quorum,
             interval_ms=timing.digest_interval_ms,
             timeout_ms=timing.ring_timeout_ms,
         )
@@ -190,6 +193,13 @@ class Node:
                 rpc,
                 clock,
                 barrier_ms=timing.strong_timeout_ms,
+            ),
+            locator=Locator(
+                replica,
+                topology,
+                rpc,
+                write_quorum=config.replication.write_quorum,
+                timeout_ms=timing.ring_timeout_ms,
             ),
             forwarder=forwarder,
             clock=clock,

@@ -68,9 +68,7 @@ def _one(arguments: Namespace, name: str, shape: Shape) -> dict[str, Any]:
     if arguments.generator == "wrk":
         return wrk.run(name, where, shape, clients=arguments.clients, seconds=arguments.seconds, clock=clock)
     workload = Workload(name, shape)
-    plan = Plan(
-        where, arguments.clients, arguments.seconds, arguments.warmup, arguments.rate, workload.mix.session
-    )
+    plan = Plan(where, arguments.clients, arguments.seconds, arguments.warmup, arguments.rate, workload.mix.session)
     return Generator(workload, plan, clock).run().document()
 
 
@@ -102,12 +100,8 @@ def _suite(arguments: Namespace, shape: Shape) -> int:
     found = report.document(suite.rows, suite.idle, about, shape, arguments.clients)
     if arguments.write:
         page = Path(arguments.write)
-        page.write_text(
-            report.markdown(suite.rows, suite.idle, about, shape, arguments.clients), encoding="utf-8"
-        )
-        page.with_suffix(".json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n"
-        )
+        page.write_text(report.markdown(suite.rows, suite.idle, about, shape, arguments.clients), encoding="utf-8")
+        page.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
     if arguments.output == "json":
         output.as_json(found)
     else:

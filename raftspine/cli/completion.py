@@ -56,9 +56,7 @@ def bash(parser: ArgumentParser) -> str:
             if action.choices:
                 names = "|".join(f'"{path} {option}"' for option in action.option_strings)
                 listed = " ".join(map(str, action.choices))
-                choices.append(
-                    f'        {names}) COMPREPLY=($(compgen -W "{listed}" -- "$current")); return ;;'
-                )
+                choices.append(f'        {names}) COMPREPLY=($(compgen -W "{listed}" -- "$current")); return ;;')
         offered = " ".join([*_sub_commands(found), *_positional_choices(found), *_flags(found)])
         words.append(f'        "{path}") words="{offered}" ;;')
     return BASH.format(steps="\n".join(steps), choices="\n".join(choices), words="\n".join(words))
@@ -82,9 +80,7 @@ def _options(parser: ArgumentParser) -> list[Action]:
 
 
 def _flags(parser: ArgumentParser) -> list[str]:
-    return [
-        option for action in _options(parser) for option in action.option_strings if option.startswith("--")
-    ]
+    return [option for action in _options(parser) for option in action.option_strings if option.startswith("--")]
 
 
 def _positional_choices(parser: ArgumentParser) -> list[str]:

@@ -131,8 +131,7 @@ def _halted(views: Sequence[View]) -> Iterator[Finding]:
             if group.get("reason"):
                 yield Finding(
                     f"{view.member.id} has stopped {group['group']}: {group['reason']}",
-                    "look at its log; started with an empty data directory, it is rebuilt from the other "
-                    "replicas",
+                    "look at its log; started with an empty data directory, it is rebuilt from the other replicas",
                 )
 
 
@@ -152,13 +151,9 @@ def _unready(views: Sequence[View]) -> Iterator[Finding]:
     for view in _up(views):
         assert view.status is not None
         halted = {f"{g['group']}: {g['reason']}" for g in _groups(view) if g.get("reason")}
-        left = [
-            r for r in view.status.get("reasons", ()) if r not in halted and not any(t in r for t in told)
-        ]
+        left = [r for r in view.status.get("reasons", ()) if r not in halted and not any(t in r for t in told)]
         if left:
-            yield Finding(
-                f"{view.member.id} is not ready: {'; '.join(left)}", "it may still be starting; look again"
-            )
+            yield Finding(f"{view.member.id} is not ready: {'; '.join(left)}", "it may still be starting; look again")
 
 
 def _links(views: Sequence[View]) -> Iterator[Finding]:

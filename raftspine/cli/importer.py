@@ -39,9 +39,7 @@ class Failure(NamedTuple):
 class Importer:
     """One run. `stored` and `failures` may be read while it goes on; `progress` is told of each line done."""
 
-    def __init__(
-        self, spine: AsyncSpine, *, batch: int, concurrency: int, progress: Callable[[int], None]
-    ) -> None:
+    def __init__(self, spine: AsyncSpine, *, batch: int, concurrency: int, progress: Callable[[int], None]) -> None:
         self._spine = spine
         self._batch = batch
         self._progress = progress

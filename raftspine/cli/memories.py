@@ -24,9 +24,7 @@ def put(arguments: Namespace) -> int:
     metadata = None if arguments.metadata is None else _json(arguments.metadata, "--metadata")
 
     async def work() -> Record:
-        async with output.client(
-            arguments, agent_id=arguments.agent, consistency=arguments.consistency
-        ) as spine:
+        async with output.client(arguments, agent_id=arguments.agent, consistency=arguments.consistency) as spine:
             return await spine.put(
                 arguments.id,
                 content,

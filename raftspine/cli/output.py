@@ -59,9 +59,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 def plain(value: Any) -> str:
     """A value as text: strings as they are, everything else as JSON."""
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text
-    )
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def one_line(value: Any) -> str:

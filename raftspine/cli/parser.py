@@ -63,15 +63,9 @@ def _shared(environ: Mapping[str, str]) -> ArgumentParser:
         metavar="URL[,URL…]",
         help=f"one or more nodes (RAFTSPINE_URL; {DEFAULT_URL})",
     )
-    group.add_argument(
-        "--api-key", default=environ.get("RAFTSPINE_API_KEY"), metavar="KEY", help="RAFTSPINE_API_KEY"
-    )
-    group.add_argument(
-        "--timeout", type=_positive_float, default=15.0, metavar="S", help="seconds for one call (15)"
-    )
-    group.add_argument(
-        "--output", choices=("table", "json"), default="table", help="for people, or for programs"
-    )
+    group.add_argument("--api-key", default=environ.get("RAFTSPINE_API_KEY"), metavar="KEY", help="RAFTSPINE_API_KEY")
+    group.add_argument("--timeout", type=_positive_float, default=15.0, metavar="S", help="seconds for one call (15)")
+    group.add_argument("--output", choices=("table", "json"), default="table", help="for people, or for programs")
     return shared
 
 
@@ -89,9 +83,7 @@ def _nodes(commands: "_SubParsersAction[ArgumentParser]") -> None:
     dev.add_argument("--data-dir", default=".raftspine", metavar="DIR", help="where it lives (.raftspine)")
     dev.add_argument("--fresh", action="store_true", help="remove what an earlier `dev` left there")
     dev.add_argument("--nodes", type=_positive, default=3, metavar="N", help="how many nodes (3)")
-    dev.add_argument(
-        "--port", type=_port, default=8788, help="HTTP port of the first; +100 for each next (8788)"
-    )
+    dev.add_argument("--port", type=_port, default=8788, help="HTTP port of the first; +100 for each next (8788)")
     dev.add_argument("--durability", choices=("always", "interval"), default="always")
     dev.add_argument("--shard-groups", type=_positive, default=16, metavar="G", help="1 to 64 (16)")
     dev.set_defaults(run=_command("dev", "dev"))
@@ -102,14 +94,10 @@ def _memories(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentPar
     put.add_argument("id", metavar="ID")
     put.add_argument("content", nargs="?", metavar="CONTENT", help="the text; left out or -: standard input")
     put.add_argument("--json", action="store_true", help="the content is JSON, not text")
-    put.add_argument(
-        "--tags", type=_commas, metavar="A,B", help="replace the tags; critical and lock go by Raft"
-    )
+    put.add_argument("--tags", type=_commas, metavar="A,B", help="replace the tags; critical and lock go by Raft")
     put.add_argument("--agent", metavar="ID", help="who says so")
     put.add_argument("--namespace", metavar="NAME")
-    put.add_argument(
-        "--importance", type=_importance, metavar="I", help="low, medium, high, critical or 0..1"
-    )
+    put.add_argument("--importance", type=_importance, metavar="I", help="low, medium, high, critical or 0..1")
     put.add_argument("--metadata", metavar="JSON", help="an object of your own")
     put.add_argument("--ttl", type=_positive, metavar="S", help="forget it after so many seconds")
     put.add_argument("--pinned", action="store_true", default=None)
@@ -151,9 +139,7 @@ def _filters(parser: ArgumentParser) -> None:
 def _transfer(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser) -> None:
     load = commands.add_parser("import", help="store the memories of a JSON Lines file", parents=[shared])
     load.add_argument("file", metavar="FILE", help="also .gz, or - for standard input")
-    load.add_argument(
-        "--batch", type=_batch_size, default=100, metavar="N", help="memories per request (100)"
-    )
+    load.add_argument("--batch", type=_batch_size, default=100, metavar="N", help="memories per request (100)")
     load.add_argument("--concurrency", type=_positive, default=4, metavar="N", help="requests at a time (4)")
     load.set_defaults(run=_command("transfer", "load"))
 
@@ -180,9 +166,7 @@ def _bench(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser
         help="write, read, mixed, strong-write, strong-read, batch, ycsb-a, -b, -c, -d, -f",
     )
     bench.add_argument("--clients", type=_positive, default=64, metavar="N", help="connections (64)")
-    bench.add_argument(
-        "--seconds", type=_positive_float, default=10.0, metavar="S", help="measured time (10)"
-    )
+    bench.add_argument("--seconds", type=_positive_float, default=10.0, metavar="S", help="measured time (10)")
     bench.add_argument("--warmup", type=float, default=1.0, metavar="S", help="time before that (1)")
     bench.add_argument(
         "--rate",
@@ -246,7 +230,5 @@ def _importance(text: str) -> str | float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise ArgumentTypeError(
-            f"{text!r} is none of low, medium, high, critical, and not a number from 0 to 1"
-        )
+        raise ArgumentTypeError(f"{text!r} is none of low, medium, high, critical, and not a number from 0 to 1")
     return value

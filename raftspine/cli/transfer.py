@@ -62,9 +62,7 @@ async def _load(arguments: Namespace, raw: IO[bytes]) -> Importer:
             shown.update(task, completed=raw.tell() if size else seen, description=f"imported {seen}")
 
         async with output.client(arguments) as spine:
-            importer = Importer(
-                spine, batch=arguments.batch, concurrency=arguments.concurrency, progress=done
-            )
+            importer = Importer(spine, batch=arguments.batch, concurrency=arguments.concurrency, progress=done)
             await importer.run(lines.read(raw))
     return importer
 

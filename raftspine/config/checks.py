@@ -71,16 +71,12 @@ def members(report: Report, members: list[tuple[str, Member]]) -> None:
     ports: dict[tuple[str, int], str] = {}
     for path, member in members:
         if member.id in ids:
-            report.fault(
-                f"{path}.id", f"{member.id!r} is also the id of {ids[member.id]}", "give each node its own"
-            )
+            report.fault(f"{path}.id", f"{member.id!r} is also the id of {ids[member.id]}", "give each node its own")
         ids.setdefault(member.id, path)
         for key, port in (("port", member.port), ("peer_port", member.peer_port)):
             taken = ports.get((member.host, port))
             if taken is not None:
-                report.fault(
-                    f"{path}.{key}", f"{member.host}:{port} is taken by {taken}", "choose another port"
-                )
+                report.fault(f"{path}.{key}", f"{member.host}:{port} is taken by {taken}", "choose another port")
             ports.setdefault((member.host, port), f"{path}.{key}")
     if report.faulty("cluster.nodes", within=True):
         return
@@ -157,9 +153,7 @@ def consistency(report: Report, chosen: Consistency, rep: Replication, *, dev: b
             strong.append(path)
         for tag in sorted(override.tags):
             if tag in seen and seen[tag][1] is not override.model:
-                report.warn(
-                    path, f"tag {tag!r} is also in {seen[tag][0]}; the stronger of the two models wins"
-                )
+                report.warn(path, f"tag {tag!r} is also in {seen[tag][0]}; the stronger of the two models wins")
             seen.setdefault(tag, (path, override.model))
     if not strong or report.faulty(_rep("factor", report)):
         return
@@ -201,9 +195,7 @@ def timing(report: Report, chosen: Timing) -> None:
             "(writes and reads stay safe, clients wait longer)",
         )
     if chosen.sync_interval_ms > 1000:
-        report.warn(
-            "timing.sync_interval_ms", "power loss may take more than a second of acknowledged writes"
-        )
+        report.warn("timing.sync_interval_ms", "power loss may take more than a second of acknowledged writes")
 
 
 def limits(report: Report, chosen: Limits) -> None:

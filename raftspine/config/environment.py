@@ -15,13 +15,11 @@ PREFIX = "RAFTSPINE_"
 SECRET = "RAFTSPINE_CLUSTER_SECRET"
 
 ELSEWHERE = frozenset(
-    PREFIX + name for name in ("URL", "API_KEY", "DEBUG", "NODE", "CI", "DATASET", "OUTPUT")
+    PREFIX + name for name in ("URL", "API_KEY", "DEBUG", "LOG_LEVEL", "NODE", "CI", "DATASET", "OUTPUT")
 )
 """Read by the command line, the provisioning and the test suite."""
 
-VARIABLES = {
-    f"{PREFIX}{section}_{key}".upper(): (section, key) for section, keys in SETTINGS.items() for key in keys
-}
+VARIABLES = {f"{PREFIX}{section}_{key}".upper(): (section, key) for section, keys in SETTINGS.items() for key in keys}
 
 
 def overrides(env: Mapping[str, str], report: Report) -> dict[str, dict[str, tuple[str, str]]]:

@@ -150,9 +150,7 @@ SETTINGS: dict[str, dict[str, Parse[Any]]] = {
     },
     "timing": {"preset": choice(*PRESETS)}
     | {name: whole(1, _TEN_MINUTES_MS, "a time in ms") for name in Timing.__struct_fields__},
-    "limits": {
-        name: whole(1, _LIMIT_CEILINGS.get(name, (1 << 53)), "a limit") for name in Limits.__struct_fields__
-    },
+    "limits": {name: whole(1, _LIMIT_CEILINGS.get(name, (1 << 53)), "a limit") for name in Limits.__struct_fields__},
     "security": {"api_keys_file": path, "tls_cert": path, "tls_key": path, "tls_ca": path},
 }
 

@@ -90,9 +90,7 @@ def _line(fault: Fault) -> int:
 class _Build:
     """One reading of one file: holds what every step needs."""
 
-    def __init__(
-        self, report: Report, top: Section, env: Mapping[str, str], folder: Path | None, dev: bool
-    ) -> None:
+    def __init__(self, report: Report, top: Section, env: Mapping[str, str], folder: Path | None, dev: bool) -> None:
         self.report = report
         self.top = top
         self.env = env
@@ -167,9 +165,7 @@ class _Build:
                 self.report.fault(f"{path}.{key}", "is missing", "each node needs an id and a host")
         port = section.get("port", k.port, DEFAULT_PORT)
         if not section.has("peer_port") and port + PEER_PORT_OFFSET > 65535:
-            self.report.fault(
-                f"{path}.peer_port", f"would be port + {PEER_PORT_OFFSET}, above 65535", "set it"
-            )
+            self.report.fault(f"{path}.peer_port", f"would be port + {PEER_PORT_OFFSET}, above 65535", "set it")
         member = Member(
             id=NodeId(section.get("id", k.node_id, "")),
             host=section.get("host", k.host, ""),
@@ -258,9 +254,7 @@ class _Build:
         given = self._flat("security")
         tls = [key for key in ("tls_cert", "tls_key", "tls_ca") if key in given]
         if tls and len(tls) < 3 and not self.report.faulty("security", within=True):
-            self.report.fault(
-                f"security.{tls[0]}", "is not enough for TLS", "set tls_cert, tls_key and tls_ca"
-            )
+            self.report.fault(f"security.{tls[0]}", "is not enough for TLS", "set tls_cert, tls_key and tls_ca")
         if "api_keys_file" not in given and (beside := self._beside(API_KEYS_NAME)) is not None:
             given["api_keys_file"] = beside
         return Security(**given)

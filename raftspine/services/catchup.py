@@ -8,20 +8,31 @@ already trimmed (it came back empty), it takes the whole group instead.
 
 The meet of all advertised vectors is the *stable* vector: tokens stop naming what it covers and its dot rows go.
 Only what is on disk may be advertised; otherwise a power loss could leave a write named stable that nobody has.
+
+Tokens do not name what is stable, so a replica that was wiped or rolled back would answer sessions with gaps. After
+each start it therefore counts as *level* in a group only once it has covered what N-W+1 peers told it.
+
+An id that the log keeps has no ring record; its dots still travel. They may be taken up only by a replica that has
+applied as much of the log as the sender, or it would answer for a write that it neither holds nor knows to be
+superseded.
 """
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
 
 from raftspine import codec
 from raftspine.core.dots import Vector
-from raftspine.errors import Rejected, SpineError
+from raftspine.core.quorum import read_quorum
+from raftspine.errors import Rejected, SpineError, Unavailable
 from raftspine.model import GroupId, NodeId
 from raftspine.ports import Clock, Engine, Rpc
-from raftspine.services.replica import RingReplica
+from raftspine.services.deadlines import Late, within
+from raftspine.services.replica import SHADOWED, RingReplica
 from raftspine.storage import memories as rows
 
 log = structlog.get_logger()
@@ -29,6 +40,9 @@ log = structlog.get_logger()
 PAGE_DOTS = 500
 PAGE_BYTES = 1 << 20
 TRIM_PER_ROUND = 4000
+
+
+WaitApplied = Callable[[GroupId, int], "asyncio.Future[None]"]
 
 
 class Catchup:
@@ -42,6 +56,8 @@ class Catchup:
         clock: Clock,
         peers_of: Callable[[GroupId], tuple[NodeId, ...]],
         *,
+        wait_applied: WaitApplied,
+        write_quorum: int,
         interval_ms: int,
         timeout_ms: int,
     ) -> None:
@@ -50,11 +66,14 @@ class Catchup:
         self._rpc = rpc
         self._clock = clock
         self._peers_of = peers_of
+        self._wait_applied = wait_applied
+        self._write_quorum = write_quorum
         self._interval = interval_ms / 1000
         self._timeout_ms = timeout_ms
         self._theirs: dict[NodeId, dict[GroupId, Vector]] = {}
         self._told: dict[NodeId, dict[GroupId, bytes]] = {}
         self._behind_since: dict[NodeId, float] = {}
+        self._level_with: dict[GroupId, set[NodeId]] = {}
         self._pulling: set[tuple[NodeId, GroupId]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -65,23 +84,24 @@ class Catchup:
         rpc.serve("ring.vectors", self._vectors)
         rpc.serve("ring.pull", self._pull)
         rpc.serve("ring.scan", self._scan)
+        rpc.serve("ring.applied", self._applied)
         rpc.on_link(self._link)
 
     # ── serving peers ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _push(self, peer: NodeId, body: Any) -> None:
-        """Store a coordinator's batch and answer once it is committed: which entries were refused, and which lost
-        against a version their coordinator had not seen, with the record they lost in."""
+        """Store a coordinator's batch and answer once it is committed: which entries were refused, and which met a
+        version their coordinator had not seen, with the record of both; nothing (b"") where the log keeps the id."""
         batch, entries = body
         failed: list[int] = []
-        beaten: list[tuple[int, bytes]] = []
+        told: list[tuple[int, bytes]] = []
         for place, (group, data) in enumerate(entries):
             try:
                 if not self._replica.holds(group):
                     raise Rejected("not a replica of this group", code="wrong_epoch")
-                winner = self._replica.accept(GroupId(group), codec.decode_version(data))
-                if winner is not None:
-                    beaten.append((place, codec.encode(winner)))
+                rival = self._replica.accept(GroupId(group), codec.decode_version(data))
+                if rival is not None:
+                    told.append((place, b"" if rival is SHADOWED else codec.encode(rival)))
             except SpineError as error:
                 self.refused_total += 1
                 failed.append(place)
@@ -92,7 +112,7 @@ class Catchup:
 
         def answer(commit: "asyncio.Future[None]") -> None:
             lost = commit.exception() is not None
-            self._rpc.cast(peer, "ring.ack", (batch, list(range(len(entries))) if lost else failed, beaten))
+            self._rpc.cast(peer, "ring.ack", (batch, list(range(len(entries))) if lost else failed, told))
 
         self._engine.commit().add_done_callback(answer)
 
@@ -100,15 +120,31 @@ class Catchup:
         known = self._theirs.setdefault(peer, {})
         for group, wire in body:
             known[GroupId(group)] = Vector.from_wire(wire)
+            self._compare(peer, GroupId(group))
+
+    def _compare(self, peer: NodeId, group: GroupId) -> bool:
+        """Whether this replica has all that a peer told; notes it when it does."""
+        if not self._replica.holds(group):
+            return True
+        if not self._replica.vector(group).dominates(self._theirs[peer][group]):
+            return False
+        if not self._replica.level(group):
+            with_whom = self._level_with.setdefault(group, set())
+            with_whom.add(peer)
+            peers = self._peers_of(group)
+            if len(with_whom.intersection(peers)) >= min(len(peers), read_quorum(len(peers) + 1, self._write_quorum)):
+                self._replica.set_level(group)
+        return True
 
     def _pull(self, peer: NodeId, body: Any) -> Any:
-        """What the caller's vector lacks, one page: (records, dots, more), or None when rows are trimmed."""
+        """What the caller's vector lacks, one page: (records, dots, more, log index the caller must have applied), or
+        None when rows are trimmed."""
         group, wire = body
         group = GroupId(group)
         mine = self._replica.vector(group)
         records: list[bytes] = []
         dots: list[tuple[str, int, str]] = []
-        size, sent = 0, set()
+        size, sent, index = 0, set(), 0
         for origin, lo, hi in Vector.from_wire(wire).missing(mine):
             found = rows.dots(self._engine, group, origin, lo, hi, PAGE_DOTS)
             if not found or found[0][0] != lo:
@@ -125,16 +161,27 @@ class Catchup:
                         data = codec.encode(record)
                         size += len(data)
                         records.append(data)
+                    strong = self._replica.strong(group, id)
+                    if strong is not None:
+                        index = max(index, strong.index)
                 dots.append((origin, seq, id))
                 if len(dots) >= PAGE_DOTS or size >= PAGE_BYTES:
-                    return records, dots, True
-        return records, dots, False
+                    return records, dots, True, index
+        return records, dots, False, index
+
+    async def _applied(self, peer: NodeId, body: Any) -> None:
+        """Answers once this replica has applied a log index and would still know it after a power loss."""
+        group, index = body
+        await self._wait_applied(GroupId(group), index)
+        await self._engine.commit(durable=True)
 
     def _scan(self, peer: NodeId, body: Any) -> Any:
-        """One page of a whole group: (vector at this moment, records, last id or None at the end)."""
+        """One page of a whole group: (vector at this moment, records, last id or None at the end, log index
+        applied)."""
         group, after = body
         group = GroupId(group)
         vector = self._replica.vector(group).to_wire()
+        index = rows.applied(self._engine, group)[0].index
         page = rows.ring_page(self._engine, group, after, PAGE_DOTS)
         records: list[bytes] = []
         size = 0
@@ -142,18 +189,16 @@ class Catchup:
             records.append(data)
             size += len(data)
             if size >= PAGE_BYTES:
-                return vector, records, id
-        return vector, records, page[-1][0] if len(page) == PAGE_DOTS else None
+                return vector, records, id, index
+        return vector, records, page[-1][0] if len(page) == PAGE_DOTS else None, index
 
     # ── the round ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
         """Rounds until cancelled; a fresh link starts one early."""
         while True:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._interval)
-            except TimeoutError:
-                pass
             self._wake.clear()
             try:
                 await self.round()
@@ -163,8 +208,8 @@ class Catchup:
     async def round(self) -> None:
         """Pull what peers named last time and this replica still lacks; then name what it has on disk."""
         for peer, vectors in list(self._theirs.items()):
-            for group, theirs in vectors.items():
-                if self._replica.holds(group) and not self._replica.vector(group).dominates(theirs):
+            for group in vectors:
+                if not self._compare(peer, group):
                     self._start_pull(peer, group)
         now = {group: self._replica.vector(group).copy() for group in self._replica.groups()}
         if any(self._told.get(p, {}).get(g) != v.digest() for g, v in now.items() for p in self._peers_of(g)):
@@ -201,7 +246,12 @@ class Catchup:
         self._pulling.add((peer, group))
         task = asyncio.create_task(self._fetch(peer, group))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._ended, peer, group))
+
+    def _ended(self, peer: NodeId, group: GroupId, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("catch-up failed", peer=peer, group=group, exc_info=error)
 
     async def _fetch(self, peer: NodeId, group: GroupId) -> None:
         try:
@@ -212,7 +262,8 @@ class Catchup:
                 if page is None:
                     await self._fetch_all(peer, group)
                     return
-                records, dots, more = page
+                records, dots, more, index = page
+                await self._apply_first(group, index)
                 self.pulled_total += len(dots)
                 self._replica.take(group, [codec.decode_ring(r) for r in records], [tuple(d) for d in dots])
                 await self._engine.commit()
@@ -229,9 +280,10 @@ class Catchup:
         after: str | None = None
         while True:
             body = (group, after)
-            wire, records, after = await self._rpc.call(
+            wire, records, after, index = await self._rpc.call(
                 peer, "ring.scan", body, timeout_ms=self._timeout_ms, bulk=True
             )
+            await self._apply_first(group, index)
             floor = floor or Vector.from_wire(wire)
             self._replica.take(group, [codec.decode_ring(r) for r in records], [])
             await self._engine.commit()
@@ -239,6 +291,14 @@ class Catchup:
                 break
         self._replica.take_floor(group, floor)
         await self._engine.commit()
+
+    async def _apply_first(self, group: GroupId, index: int) -> None:
+        if not index:
+            return
+        try:
+            await within(self._wait_applied(group, index), self._timeout_ms / 1000, asyncio.get_running_loop())
+        except Late:
+            raise Unavailable("this replica is behind in the group's log", code="not_ready") from None
 
     def _link(self, peer: NodeId, up: bool) -> None:
         if up:
@@ -267,5 +327,3 @@ class Catchup:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-

@@ -43,7 +43,7 @@ def fresh(draft: Draft, tags: tuple[str, ...], old: Memory | None, agent_id: str
 
 def changed(old: Memory, patch: Patch, agent_id: str, now_ms: int) -> Memory:
     """The memory a change request makes of `old`."""
-    fields = {name: value for name, value in changes(patch).items()}
+    fields = changes(patch)
     memory = msgspec.structs.replace(old, updated_at_ms=now_ms, updated_by=agent_id or old.updated_by, **fields)
     if "content" in fields:
         memory = msgspec.structs.replace(memory, content_sha256=content_digest(memory.content))
@@ -55,8 +55,4 @@ def changed(old: Memory, patch: Patch, agent_id: str, now_ms: int) -> Memory:
 
 def changes(patch: Patch) -> dict[str, Any]:
     """The fields a patch sets."""
-    return {
-        name: value
-        for name in patch.__struct_fields__
-        if (value := getattr(patch, name)) is not UNSET
-    }
+    return {name: value for name in patch.__struct_fields__ if (value := getattr(patch, name)) is not UNSET}

@@ -60,9 +60,7 @@ class Bell:
         self._waiters.append(waiter)
         return waiter
 
-    async def heard(
-        self, seconds: float, loop: AbstractEventLoop, waiter: "Future[None] | None" = None
-    ) -> bool:
+    async def heard(self, seconds: float, loop: AbstractEventLoop, waiter: "Future[None] | None" = None) -> bool:
         """True when it rang (since `waiter` was taken, or from now on); False after `seconds`."""
         if waiter is None:
             waiter = self.next(loop)

@@ -8,8 +8,9 @@ epoch the receiver knows: two nodes that disagree about the table must not pass 
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import structs
 
-from raftspine.errors import Misdirected, SpineError, Unavailable
+from raftspine.errors import Misdirected, SpineError, Unavailable, Unknown
 from raftspine.model import GroupId, NodeId
 from raftspine.ports import Rpc
 from raftspine.services.topology import Topology
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from raftspine.services.memories import Memories
 
 METHOD = "memories.forward"
+READS = frozenset({"get", "conflicts"})
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -53,25 +55,38 @@ class Forwarder:
         return msgspec.msgpack.decode(await self._send(group, "conflicts", ask, id), type=list[Loser])
 
     async def page(self, peer: NodeId, ask: Ask, query: ListQuery, groups: list[GroupId]) -> Page:
-        """A page of some groups, from a node that holds them."""
+        """A page of some groups, from a node that holds them. Raises Unavailable, also when no answer came."""
         body = ("page", _encode(ask), "", _encode(query), list(groups))
-        reply = await self._rpc.call(peer, METHOD, body, timeout_ms=self._timeout_ms)
+        try:
+            reply = await self._rpc.call(peer, METHOD, body, timeout_ms=self._timeout_ms)
+        except Unknown as error:
+            raise _unread(error) from error
         return msgspec.msgpack.decode(reply, type=Page)
 
     async def _send(
         self, group: GroupId, op: str, ask: Ask, id: str, value: Any = None, expect: Expect | None = None
     ) -> bytes:
-        body = (op, _encode(ask), id, _encode(value), _encode(expect))
+        """The first replica's answer. The next one is asked when the last certainly did nothing, and for a read also
+        when its answer was lost; a write whose fate is not known is never made again elsewhere."""
+        body = (op, _encode(structs.replace(ask, group=group)), id, _encode(value), _encode(expect))
         refused: SpineError | None = None
         for peer in self._topology.replicas(group):
             if not self._rpc.connected(peer):
                 continue
             try:
                 reply: bytes = await self._rpc.call(peer, METHOD, body, timeout_ms=self._timeout_ms)
-            except Unavailable as error:  # nothing was done there: the next replica may do it
+            except Unknown as error:
+                if op not in READS:
+                    raise
+                refused = _unread(error)
+            except Unavailable as error:
+                if error.details.get("indeterminate"):
+                    raise
                 refused = error
-                continue
-            return reply
+            except Misdirected as error:
+                refused = error
+            else:
+                return reply
         raise refused or Unavailable(
             f"no replica of shard group {group} can be reached", code="no_quorum", retry_after_ms=500
         )
@@ -85,11 +100,6 @@ class Forwarder:
         if op == "page":
             query = msgspec.msgpack.decode(value, type=ListQuery)
             return _encode(await memories.local_page(ask, query, [GroupId(group) for group in extra]))
-        if not memories.holds(ask, id):
-            raise Misdirected(
-                "this node does not hold the shard group either",
-                details={"epoch": self._topology.epoch},
-            )
         if op == "get":
             return _encode(await memories.get(ask, id))
         if op == "conflicts":
@@ -100,3 +110,8 @@ class Forwarder:
         if op == "patch":
             return _encode(await memories.patch(ask, id, msgspec.msgpack.decode(value, type=Patch), expect))
         return _encode(await memories.delete(ask, id, expect))
+
+
+def _unread(error: Unknown) -> Unavailable:
+    """A read that got no answer did no harm."""
+    return Unavailable(error.message, code="no_quorum", details=error.details, retry_after_ms=500)

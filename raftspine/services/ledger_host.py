@@ -52,6 +52,10 @@ class RingSink(Protocol):
         """Stage a version and its dot, unless its dot was seen before. The group must be held."""
         ...
 
+    def shadow(self, group: GroupId, strong: StrongRecord) -> None:
+        """Let go of what the ring holds of an id that the log has taken over."""
+        ...
+
 
 class Applied(NamedTuple):
     """Where a group's state stands: the last entry in it, and the latest leader time it has seen."""
@@ -109,9 +113,7 @@ class LedgerHost:
         except NoSpace:
             raise
         except Unavailable as error:  # the engine is behind its disk: to the log it is the same as a full one
-            raise NoSpace(
-                error.message, details=error.details, retry_after_ms=error.retry_after_ms
-            ) from error
+            raise NoSpace(error.message, details=error.details, retry_after_ms=error.retry_after_ms) from error
 
     def _apply(self, group: GroupId, at: Position, time_ms: int, commands: Sequence[bytes]) -> list[Any]:
         before = self.applied(group)
@@ -133,9 +135,7 @@ class LedgerHost:
             self._on_table(results[-1][0].table)
         return results
 
-    def _apply_shard(
-        self, group: GroupId, after: Applied, entry: Sequence[bytes]
-    ) -> tuple[list[Any], list[Row]]:
+    def _apply_shard(self, group: GroupId, after: Applied, entry: Sequence[bytes]) -> tuple[list[Any], list[Row]]:
         decoded = [commands.decode(command) for command in entry]
         batch = _Batch(self._engine, self._ring, group)
         results: list[tuple[Outcome, int]] = []
@@ -175,7 +175,11 @@ class LedgerHost:
         position, NoSpace when the engine takes no changes. OSError means the new state is in force here and
         may not outlive a power loss: the caller must halt the group, and a restart finds one or the other.
         """
-        self._engine.stage(await ledger_snapshot.replacement(self._engine, group, at, chunks))
+        rows = await ledger_snapshot.replacement(self._engine, group, at, chunks)
+        self._engine.stage(rows)
+        for key, data in rows:
+            if key[:1] == keys.STRONG and data is not None:
+                self._ring.shadow(group, codec.decode_strong(data))
         self._applied[group] = load_applied(self._engine, group)
         try:
             await self._engine.commit(durable=True)
@@ -242,6 +246,8 @@ class _Batch(LedgerView):
             if isinstance(effect, SetStrong):
                 self._strong[effect.id] = effect.new
                 self.rows += memories.strong_rows(self._group, effect.id, effect.old, effect.new)
+                if effect.old is None and effect.new is not None:
+                    self._sink.shadow(self._group, effect.new)
             elif isinstance(effect, SetRequest):
                 self._requests[effect.digest] = effect.row
                 row = encode_request(effect.row)

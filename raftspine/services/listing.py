@@ -1,9 +1,9 @@
 """Lists over all shard groups, wherever they are kept, that still show a caller its own writes.
 
-Each group is read on one replica: this node where it holds the group, else a peer that does. Before a group is read the
-replica must have seen what the session's token names; a caller without a token gets the same by having the replica
-catch up with what N-W+1 replicas have seen at that moment and pass the group's read barrier. `consistency=eventual`
-skips both.
+Each group is read on one replica: this node where it holds the group, else a peer that does. Before a group is read
+the replica must have seen what the session's token names; a caller without a token gets the same by having the
+replica catch up with what N-W+1 replicas have seen at that moment and pass the group's read barrier.
+`consistency=eventual` skips both.
 
 A page is cut after merging, so the cursor is a place in the order, not in a node: the next page may be served by
 other replicas. A memory that changes between pages appears at most once in id order.
@@ -15,11 +15,11 @@ from typing import Any
 
 from raftspine.core.dots import Vector
 from raftspine.core.session import Token
-from raftspine.errors import SpineError, Unavailable
+from raftspine.errors import Misdirected, SpineError, Unavailable
 from raftspine.model import GroupId, Model, NodeId
 from raftspine.ports import Clock, ReplicatedLog, Rpc
 from raftspine.services.forward import Forwarder
-from raftspine.services.replica import RingReplica
+from raftspine.services.replica import Needs, RingReplica
 from raftspine.services.ring import RingPath
 from raftspine.services.sessions import log_applied
 from raftspine.services.strong import StrongPath
@@ -59,17 +59,42 @@ class Listing:
 
     async def page(self, ask: Ask, token: Token | None, query: ListQuery) -> Page:
         """Raises InvalidRequest for a malformed cursor, Unavailable when a group cannot be read as promised."""
-        here, there = self._split()
+        everything = self._topology.group_ids()
+        here = [group for group in everything if self._replica.holds(group)]
+        away = [group for group in everything if not self._replica.holds(group)]
         pages = await asyncio.gather(
-            self.local(ask, token, query, here),
-            *(self._forwarder.page(peer, ask, query, groups) for peer, groups in there.items()),
+            *([self.local(ask, token, query, here)] if here else []),
+            *([self._there(ask, query, away)] if away else []),
         )
-        if len(pages) == 1:
-            return pages[0]
-        return merge_pages(list(pages), query)
+        return pages[0] if len(pages) == 1 else merge_pages(list(pages), query)
+
+    async def _there(self, ask: Ask, query: ListQuery, groups: list[GroupId]) -> Page:
+        """A page of groups that only others hold; a replica that cannot serve one is passed over for the next."""
+        pages: list[Page] = []
+        tried: dict[GroupId, set[NodeId]] = {group: set() for group in groups}
+        problem: SpineError | None = None
+        while tried:
+            asked = list(self._split(tried, problem).items())
+            calls = (self._forwarder.page(peer, ask, query, wanted) for peer, wanted in asked)
+            for (peer, wanted), page in zip(asked, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+                if isinstance(page, Page):
+                    pages.append(page)
+                    for group in wanted:
+                        del tried[group]
+                elif isinstance(page, Unavailable):
+                    problem = page
+                    for group in wanted:
+                        tried[group].add(peer)
+                else:
+                    raise page
+        return merge_pages(pages, query)
 
     async def local(self, ask: Ask, token: Token | None, query: ListQuery, groups: list[GroupId]) -> Page:
-        """A page of groups this node holds."""
+        """A page of groups this node holds. Raises Misdirected for one it does not."""
+        if not all(self._replica.holds(group) for group in groups):
+            raise Misdirected(
+                "this node does not hold the shard group either", details={"epoch": self._topology.epoch}
+            )
         if ask.consistency is not Model.EVENTUAL:
             await asyncio.gather(*(self._current(ask, token, group) for group in groups))
         found = rows.page(self._replica.engine, groups, query, self._clock.wall_ms())
@@ -82,43 +107,39 @@ class Listing:
     async def _current(self, ask: Ask, token: Token | None, group: GroupId) -> None:
         """Wait until this replica may be read for this caller."""
         if token is None:
-            needs, _ = await asyncio.gather(
-                self._seen_by_others(group), self._strong.barrier(group, self._barrier_ms)
-            )
+            seen, _ = await asyncio.gather(self._seen_by_others(group), self._strong.barrier(group, self._barrier_ms))
+            needs: list[Needs] = list(seen)
         else:
-            needs = await self._seen_by_others(group) if group in token.wide else token.needs(group)
+            needs = [token.needs(group)]
+            if group in token.wide or not self._replica.level(group):
+                needs += await self._seen_by_others(group)
             if not await log_applied(self._log, token, group, ask.max_wait_ms):
                 raise _behind(group)
-        if needs and not await self._replica.covered(group, needs, max(ask.max_wait_ms, 1)):
-            raise _behind(group)
+        for need in needs:
+            if not await self._replica.covered(group, need, max(ask.max_wait_ms, 1)):
+                raise _behind(group)
 
-    async def _seen_by_others(self, group: GroupId) -> dict[str, int]:
+    async def _seen_by_others(self, group: GroupId) -> list[Vector]:
+        """The vectors of enough other replicas to have met every acknowledged write. Whole vectors: what one holds
+        above a gap was acknowledged all the same."""
         needed = self._ring.others_to_read(group)
-        if needed == 0:
-            return {}
-        needs: dict[str, int] = {}
-        for wire in await self._ring.ask(self._ring.peers(group), "ring.seen", group, needed):
-            for origin, seq in Vector.from_wire(wire).base.items():
-                needs[origin] = max(needs.get(origin, 0), seq)
-        return needs
+        answers = await self._ring.ask(self._ring.peers(group), "ring.seen", group, needed)
+        return [Vector.from_wire(wire) for wire in answers]
 
     def _serve_seen(self, peer: NodeId, body: Any) -> Any:
         return self._replica.vector(GroupId(body)).to_wire()
 
-    def _split(self) -> tuple[list[GroupId], dict[NodeId, list[GroupId]]]:
-        here: list[GroupId] = []
+    def _split(self, groups: dict[GroupId, set[NodeId]], problem: SpineError | None) -> dict[NodeId, list[GroupId]]:
+        """Whom to ask for which groups, leaving out who failed before. Raises `problem` when nobody is left."""
         there: dict[NodeId, list[GroupId]] = defaultdict(list)
-        for group in self._topology.group_ids():
-            if self._replica.holds(group):
-                here.append(group)
-                continue
-            live = [peer for peer in self._topology.replicas(group) if self._rpc.connected(peer)]
+        for group, failed in groups.items():
+            live = [n for n in self._topology.replicas(group) if n not in failed and self._rpc.connected(n)]
             if not live:
-                raise Unavailable(
+                raise problem or Unavailable(
                     f"no replica of shard group {group} can be reached", code="no_quorum", retry_after_ms=500
                 )
             there[live[0]].append(group)
-        return here, there
+        return there
 
 
 def merge_pages(pages: list[Page], query: ListQuery) -> Page:

@@ -77,9 +77,8 @@ class Overview:
                 reasons.append(f"{name}: {status.reason}")
             elif status.leader is None:
                 reasons.append(f"{name} has no leader")
-        for group in self._topology.held():
-            if not self._replica.holds(group):
-                reasons.append(f"{group_name(group)} is not loaded yet")
+        held = self._topology.held()
+        reasons += [f"{group_name(group)} is not loaded yet" for group in held if not self._replica.holds(group)]
         return not reasons, reasons
 
     def status(self) -> dict[str, Any]:
@@ -161,7 +160,7 @@ class Overview:
     def gauges(self) -> dict[str, tuple[str, float]]:
         return {
             "spine_store_used_ratio": ("Share of the store's map in use.", self._engine.used_ratio()),
-            "spine_store_read_only": ("1 while writes are refused.", 0.0 if self._engine.read_only() is None else 1.0),
+            "spine_store_read_only": ("1 while writes are refused.", float(self._engine.read_only() is not None)),
             "spine_hlc_drift_ms": ("How far the hybrid clock runs ahead of the wall clock.", self._hlc.drift_ms),
             "spine_ring_inflight": ("Ring writes waiting for their quorum.", self._fanout.inflight),
             "spine_topology_epoch": ("Epoch of the table in force.", self._topology.epoch),

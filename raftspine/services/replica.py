@@ -9,9 +9,11 @@ in the Raft log), passes through `accept`. It keeps two rules without which a ri
   stored floor below which they have been trimmed), so a crash can never leave a vector that promises a version the
   disk does not have.
 
-A live strong record shadows the ring: a version arriving for it goes to the conflict log, never silently away.
-Source: dotted version vector sets (Almeida, Baquero et al., 2014); the origin is fresh for each boot, so no dot is
-ever minted twice, even from a disk that was rolled back.
+A strong record shadows the ring: a version arriving for it goes to the conflict log, never silently away
+(lineage.py says which versions that concerns). While the log keeps an id, dead or alive, the ring keeps nothing of
+it: what a promotion has seen must not come to light when the strong memory is deleted or expires. Source: dotted
+version vector sets (Almeida, Baquero et al., 2014); the origin is fresh for each boot, so no dot is ever minted
+twice, even from a disk that was rolled back.
 """
 
 from asyncio import Future, get_running_loop
@@ -22,11 +24,24 @@ import structlog
 from raftspine.core import merge
 from raftspine.core.dots import Vector
 from raftspine.core.hlc import Hlc
+from raftspine.errors import Rejected
 from raftspine.model import GroupId, Memory, NodeId, RingRecord, StrongRecord, Version
 from raftspine.ports import Clock, Engine, Entropy, Row
+from raftspine.services import lineage
 from raftspine.storage import memories as rows
 
 log = structlog.get_logger()
+
+SHADOWED = RingRecord((), {})
+"""What `accept` returns for a version whose id the log keeps: its coordinator has yet to learn of the promotion."""
+
+Needs = dict[str, int] | Vector
+"""What a reader waits for: for each origin all dots up to one, or another replica's whole vector."""
+
+
+class Promoted(Exception):
+    """The log keeps this id, and whoever began a ring operation on it did not know. Never leaves the services: the
+    operation is begun again once this replica has applied what it missed."""
 
 
 class RingReplica:
@@ -42,7 +57,8 @@ class RingReplica:
         self._clock = clock
         self._vectors: dict[GroupId, Vector] = {}
         self._next: dict[GroupId, int] = {}
-        self._waiting: dict[GroupId, list[tuple[dict[str, int], Future[bool]]]] = {}
+        self._waiting: dict[GroupId, list[tuple[Needs, Future[bool]]]] = {}
+        self._level: set[GroupId] = set()
         self._stable: dict[GroupId, Vector] = {}
         self._floors: dict[GroupId, dict[str, int]] = {}
 
@@ -52,8 +68,8 @@ class RingReplica:
         """Take up these groups, with what the disk says this replica has seen of them."""
         for group in groups:
             if group not in self._vectors:
-                self._vectors[group] = rows.load_vector(self.engine, group)
-                self._next[group] = 1
+                vector = self._vectors[group] = rows.load_vector(self.engine, group)
+                self._next[group] = vector.highest(self.origin) + 1  # 1, unless chance repeats an origin
 
     def groups(self) -> list[GroupId]:
         return sorted(self._vectors)
@@ -74,7 +90,7 @@ class RingReplica:
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def mint(
+    def write(
         self,
         group: GroupId,
         id: str,
@@ -84,11 +100,21 @@ class RingReplica:
         stamp: int,
         request: bytes = b"",
         deps: tuple[tuple[int, str, int], ...] = (),
-    ) -> Version:
-        """A new version by this node that supersedes all of `old`. Not stored until `accept`."""
+        local: bool = False,
+    ) -> tuple[Version, RingRecord | None]:
+        """Mint and stage a new version by this node that supersedes all of `old`; also what `accept` says of it.
+
+        `old` must be this replica's record as of now, joined with what a quorum read brought (`local`: it is exactly
+        the stored record). An origin's later dot covers its earlier ones, so minting over a record read before an
+        await would replace, without a conflict, what this node wrote in between. A number is used up only when the
+        version is staged: a gap would keep every vector, and with it every session, waiting for ever.
+        Raises Promoted, NoSpace, Unavailable; nothing is stored then."""
         seq = self._next[group]
+        context = {} if old is None else old.context
+        version = Version(id, self.origin, seq, stamp, context, memory, request, deps)
+        rival = self.accept(group, version, known=old if local else None)
         self._next[group] = seq + 1
-        return Version(id, self.origin, seq, stamp, {} if old is None else old.context, memory, request, deps)
+        return version, rival
 
     def stamp(self, old: RingRecord | None) -> int:
         """A stamp above this node's clock and above what it replaces."""
@@ -97,8 +123,10 @@ class RingReplica:
     def accept(self, group: GroupId, version: Version, *, known: RingRecord | None = None) -> RingRecord | None:
         """Stage a version, unless its dot was seen before. `known` spares the look-up of the stored record.
 
-        Returns the merged record when the version lost against a concurrent one in it, so that its coordinator can
-        be told; else None. Raises Rejected(`clock_drift`) for a stamp too far ahead, NoSpace."""
+        Returns what its coordinator should be told: the merged record when there was a concurrent version in it that
+        the coordinator had not seen, whoever won; SHADOWED when the log keeps the id; else None. Raises
+        Rejected(`clock_drift`) for a stamp too far ahead, NoSpace, Promoted for a version of this node's own that
+        the log shadows; nothing is staged then."""
         vector = self._vectors[group]
         origin, seq = version.origin, version.seq
         if vector.covers(origin, seq):
@@ -107,91 +135,127 @@ class RingReplica:
             self.hlc.observe(version.stamp, self._clock.wall_ms())
         strong = rows.strong(self.engine, group, version.id)
         staged: list[Row] = [rows.dot_row(group, origin, seq, version.id)]
-        beaten_in: RingRecord | None = None
-        if strong is not None and (strong.memory is not None or covers(strong.shadow, version)):
+        rival: RingRecord | None = None
+        if strong is not None and not lineage.outlives(group, version, strong):
+            if origin == self.origin:
+                raise Promoted
             if not covers(strong.shadow, version):
+                rival = SHADOWED
                 staged += self._lost(group, version, winner=rows.strong_version(group, strong))
         else:
             old = known or rows.ring(self.engine, group, version.id)
-            merged = merge.put(old, version)
-            staged += rows.ring_rows(group, version.id, old, merged.record)
-            for loser in merged.losers:
-                staged += self._lost(group, loser, winner=rows.ring_version(merged.record.versions[0]))
-                if loser is version:
-                    beaten_in = merged.record
-        if version.request:
-            staged.append(rows.ring_request_row(group, version))
+            changes, rival = self._merged(group, version.id, old, merge.put(old, version))
+            staged += changes
+            if version.request:
+                staged.append(rows.ring_request_row(group, version))
         self.engine.stage(staged)
         vector.add(origin, seq)
         if group in self._waiting:
             self._wake(group)
-        return beaten_in
+        return rival
+
+    def _merged(
+        self, group: GroupId, id: str, old: RingRecord | None, merged: merge.Merged
+    ) -> tuple[list[Row], RingRecord | None]:
+        """The rows that store a merge's outcome and its losers; the record, when there are losers."""
+        record, fallen = lineage.settle(group, merged.record)
+        staged = rows.ring_rows(group, id, old, record)
+        losers = merged.losers
+        if fallen:
+            losers = (*fallen, *(v for v in losers if v in record.versions[1:]))
+        if not losers:
+            return staged, None
+        winner = rows.ring_version(record.versions[0])
+        for loser in losers:
+            staged += self._lost(group, loser, winner=winner)
+        return staged, record
 
     def adopt(self, group: GroupId, version: Version) -> None:
         """A version that the Raft log made (a demotion): every replica mints the same one at the same entry."""
         vector = self._vectors[group]
         if vector.covers(version.origin, version.seq):
             return
-        staged = [rows.dot_row(group, version.origin, version.seq, version.id)]
         old = rows.ring(self.engine, group, version.id)
-        merged = merge.put(old, version)
-        staged += rows.ring_rows(group, version.id, old, merged.record)
-        for loser in merged.losers:
-            staged += self._lost(group, loser, winner=rows.ring_version(merged.record.versions[0]))
+        staged, _ = self._merged(group, version.id, old, merge.put(old, version))
+        staged.append(rows.dot_row(group, version.origin, version.seq, version.id))
+        if version.request:
+            staged.append(rows.ring_request_row(group, version))
         self.engine.stage(staged)
         vector.add(version.origin, version.seq)
         if group in self._waiting:
             self._wake(group)
 
+    def shadow(self, group: GroupId, strong: StrongRecord) -> None:
+        """The log has taken an id over: the ring lets go of all that this strong record shadows. What the promotion
+        had not seen is in the conflict log by then (the ledger sees to it)."""
+        old = rows.ring(self.engine, group, strong.id)
+        if old is None:
+            return
+        new = lineage.outliving(group, old, strong)
+        if new is not old:
+            self.engine.stage(rows.ring_rows(group, strong.id, old, new))
+
     def take(self, group: GroupId, records: Sequence[RingRecord], dots: Sequence[tuple[str, int, str]]) -> None:
-        """Stage a peer's records together with the dots they answer for (catch-up)."""
+        """Stage a peer's records together with the dots they answer for (catch-up). Raises Rejected(`clock_drift`)
+        when a record has a stamp too far ahead, after staging all others: it and its dots are left out."""
         vector = self._vectors[group]
-        for record in records:
-            self._join(group, vector, record)
         staged: list[Row] = []
-        for origin, seq, id in dots:
-            if not vector.covers(origin, seq):
-                staged.append(rows.dot_row(group, origin, seq, id))
-                vector.add(origin, seq)
+        refused: dict[str, Rejected] = {}
+        for record in records:
+            try:
+                staged += self._join(group, vector, record)
+            except Rejected as error:
+                refused[record.versions[0].id] = error
+        seen = [dot for dot in dots if dot[2] not in refused and not vector.covers(dot[0], dot[1])]
+        staged += [rows.dot_row(group, origin, seq, id) for origin, seq, id in seen]
         self.engine.stage(staged)
+        for origin, seq, _ in seen:
+            vector.add(origin, seq)
         if group in self._waiting:
             self._wake(group)
+        for refusal in refused.values():
+            raise refusal
 
-    def _join(self, group: GroupId, vector: Vector, record: RingRecord) -> None:
+    def _join(self, group: GroupId, vector: Vector, record: RingRecord) -> list[Row]:
+        """The changes that take up a peer's record, without the versions that are obsolete here."""
         id = record.versions[0].id
-        strong = rows.strong(self.engine, group, id)
-        if strong is not None and strong.memory is not None:
-            for version in record.versions:
-                self.accept(group, version)
-            return
         old = rows.ring(self.engine, group, id)
+        strong = rows.strong(self.engine, group, id)
         held = set() if old is None else {version.dot for version in old.versions}
-        shadow = {} if strong is None else strong.shadow
-        live = tuple(
-            version
-            for version in record.versions
-            if version.dot in held or not (vector.covers(*version.dot) or covers(shadow, version))
-        )
-        for version in live:
+        fresh = [v for v in record.versions if v.dot in held or not vector.covers(v.origin, v.seq)]
+        for version in fresh:
             self.hlc.observe(version.stamp, self._clock.wall_ms())
-        if not live:
-            return
-        incoming = RingRecord(live, record.context)
-        merged = merge.join(old, incoming) if old is not None else merge.Merged(incoming, (), True)
-        staged = rows.ring_rows(group, id, old, merged.record)
-        for loser in merged.losers:
-            staged += self._lost(group, loser, winner=rows.ring_version(merged.record.versions[0]))
-        staged += [rows.ring_request_row(group, version) for version in live if version.request]
-        self.engine.stage(staged)
+        staged: list[Row] = []
+        live: list[Version] = []
+        for version in fresh:
+            if strong is None or lineage.outlives(group, version, strong):
+                live.append(version)
+            elif not covers(strong.shadow, version):
+                staged += self._lost(group, version, winner=rows.strong_version(group, strong))
+        if live:
+            incoming = RingRecord(tuple(live), record.context)
+            merged = merge.join(old, incoming) if old is not None else merge.Merged(incoming, (), True)
+            staged += self._merged(group, id, old, merged)[0]
+            staged += [rows.ring_request_row(group, version) for version in live if version.request]
+        return staged
 
     def take_floor(self, group: GroupId, floor: Vector) -> None:
         """A peer's whole state has arrived: everything its vector covered at the start is now answered for."""
         vector = self._vectors[group]
+        joint = vector.copy()
+        joint.join(floor)
+        self.engine.stage(rows.vector_rows(group, joint))
         vector.join(floor)
-        self.engine.stage(rows.vector_rows(group, vector))
         self._floors.pop(group, None)
         if group in self._waiting:
             self._wake(group)
+
+    def note_losers(self, group: GroupId, losers: Iterable[Version], winner: Version) -> None:
+        """Keep versions in the conflict log that this node replaced although their writers and `winner`'s knew
+        nothing of one another."""
+        staged = [row for loser in losers for row in self._lost(group, loser, winner=rows.ring_version(winner))]
+        if staged:
+            self.engine.stage(staged)
 
     def _lost(self, group: GroupId, loser: Version, *, winner: str) -> list[Row]:
         self.conflicts_total += 1
@@ -199,12 +263,14 @@ class RingReplica:
 
     # ── waiting for a session's writes ────────────────────────────────────────────────────────────────────────
 
-    def has(self, group: GroupId, needs: dict[str, int]) -> bool:
-        """Whether this replica has seen, for each origin, all dots up to the given one."""
+    def has(self, group: GroupId, needs: Needs) -> bool:
+        """Whether this replica has seen all that is named."""
+        if isinstance(needs, Vector):
+            return self._vectors[group].dominates(needs)
         base = self._vectors[group].base
         return all(base.get(origin, 0) >= seq for origin, seq in needs.items())
 
-    async def covered(self, group: GroupId, needs: dict[str, int], wait_ms: int) -> bool:
+    async def covered(self, group: GroupId, needs: Needs, wait_ms: int) -> bool:
         """Wait until `has`, for at most `wait_ms`."""
         if self.has(group, needs):
             return True
@@ -212,7 +278,7 @@ class RingReplica:
             return False
         loop = get_running_loop()
         future: Future[bool] = loop.create_future()
-        entry = (needs, future)
+        entry: tuple[Needs, Future[bool]] = (needs, future)
         self._waiting.setdefault(group, []).append(entry)
         timer = loop.call_later(wait_ms / 1000, _give_up, future)
         try:
@@ -229,6 +295,16 @@ class RingReplica:
         for needs, future in self._waiting[group]:
             if not future.done() and self.has(group, needs):
                 future.set_result(True)
+
+    # ── after a start ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def level(self, group: GroupId) -> bool:
+        """Whether this replica may answer a session alone. Tokens do not name what every replica had on disk, so one
+        that was wiped or rolled back must first compare itself with its peers; see Catchup."""
+        return group in self._level
+
+    def set_level(self, group: GroupId) -> None:
+        self._level.add(group)
 
     # ── stability ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -248,7 +324,7 @@ class RingReplica:
         if stable is None:
             return 0
         vector, floors = self._vectors[group], self._floors.setdefault(group, {})
-        left, staged = limit, list[Row]()
+        left, staged, reached = limit, list[Row](), dict[str, int]()
         for origin, through in stable.base.items():
             if left <= 0:
                 break
@@ -260,9 +336,10 @@ class RingReplica:
                 staged += [rows.dot_gone(group, origin, seq) for seq in range(floor + 1, through + 1)]
                 staged.append(rows.vector_row(group, origin, through, ()))
                 left -= through - floor
-            floors[origin] = max(floor, through)
+            reached[origin] = max(floor, through)
         if staged:
             self.engine.stage(staged)
+        floors.update(reached)  # not before: when the store refuses, the rows are still there
         return limit - left
 
 

@@ -7,10 +7,12 @@ meet every acknowledged write. It is never silently stale: a read that can do no
 
 N=3, W=2, R=1 do not intersect by themselves: without the token, or the merge, an agent whose next request reaches
 another node would miss its own write.
+
+Whoever meets a replica whose log keeps the id, and did not know, gets `Promoted`: the ring has nothing to say then.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from raftspine import codec
@@ -19,14 +21,18 @@ from raftspine.core.quorum import read_quorum
 from raftspine.core.session import Token
 from raftspine.core.version_text import ring_version_text
 from raftspine.errors import Conflict, SpineError, Unavailable
-from raftspine.model import GroupId, Memory, Model, NodeId, RingRecord, Version
+from raftspine.model import Dot, GroupId, Memory, Model, NodeId, RingRecord, Version
 from raftspine.ports import Rpc
+from raftspine.services import lineage
 from raftspine.services.fanout import Fanout, Write
-from raftspine.services.replica import RingReplica
+from raftspine.services.replica import Promoted, RingReplica
 from raftspine.services.topology import Topology
 from raftspine.storage import memories as rows
 
 Deps = tuple[tuple[int, str, int], ...]
+
+Compose = Callable[[RingRecord | None, int], Memory | None]
+"""What is to be written over a record, with a stamp: the memory, or None to delete."""
 
 REWRITES = 4
 """How often a write is made again over concurrent ones before it is left to the clocks who wins."""
@@ -54,6 +60,7 @@ class RingPath:
         self.write_quorum = write_quorum
         self._timeout_ms = timeout_ms
         rpc.serve("ring.get", self._serve_get)
+        rpc.serve("ring.conflicts", self._serve_conflicts)
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -62,43 +69,74 @@ class RingPath:
         group: GroupId,
         id: str,
         old: RingRecord | None,
-        memory: Memory | None,
+        compose: Compose,
         *,
-        stamp: int,
         model: Model,
         request: bytes = b"",
         deps: Deps = (),
+        seen: Mapping[str, int] | None = None,
         local: bool = True,
         conditional: bool = False,
     ) -> Version:
-        """Write a memory (None: delete it) over `old` and return the version that W replicas hold.
+        """Write what `compose` makes of `old` and return the version that W replicas hold.
 
-        `stamp` comes from `RingReplica.stamp(old)`; `local` says that `old` is this replica's record as it stands.
+        `old` must have been read in this very callback (see `RingReplica.write`); `local` says that it is the stored
+        record as it stands.
 
         Quorums of two writes meet, so a replica that already held an acknowledged version this node had not seen
         says so in its acknowledgement. By the clocks alone such a write could lose to the older one, and whoever
-        made both, through two nodes, would read the first again. It is therefore made once more over what was
-        found; only a `conditional` write is not, since what it was conditional on no longer holds.
+        made both, through two nodes, would read the first again; or it would win and drop the tags it was to keep.
+        It is therefore composed once more over what was found; only a `conditional` write is not, since what it was
+        conditional on no longer holds. What it replaces then was concurrent, unless the session had `seen` it (origin
+        to number), and goes to the conflict log: this node had seen it, its writer had not.
 
-        Raises Unavailable(`no_quorum`; before anything is stored, when too few replicas have a link), NoSpace,
-        Unavailable(`overloaded`), Conflict for a conditional write that lost.
+        Raises Unavailable (`no_quorum`: with `indeterminate` false when too few replicas have a link and nothing was
+        stored; `overloaded`: nothing was stored), NoSpace, Conflict for a conditional write that lost, Promoted.
         """
+        base = old
+        made: set[Dot] = set()
         for _ in range(REWRITES):
-            version, write = self._send(group, id, old, memory, stamp, model, request, deps, local)
+            stamp = self._replica.stamp(old)
+            memory = compose(base, stamp)
+            try:
+                version, write = self._send(group, id, old, memory, stamp, model, request, deps, local)
+            except Unavailable as error:
+                if made:
+                    error.details["indeterminate"] = True  # this attempt did nothing, the one before is out
+                raise
+            if made and base is not None:
+                rivals = [v for v in base.versions if (seen or {}).get(v.origin, 0) < v.seq]
+                self._replica.note_losers(group, rivals, version)
             await write.future
-            if not write.beaten:
+            if not write.told:
                 return version
-            if conditional:
+            if b"" in write.told:
+                raise Promoted
+            made.add(version.dot)
+            old, local = self._told(group, id, write), False
+            base = _without(old, made)
+            lost = old.versions[0].dot != version.dot
+            if lost and conditional:
                 raise Conflict(
                     "a concurrent write won; this one is kept in the conflict log",
                     details={"version": version_text(version)},
                 )
-            old, local = self._replica.record(group, id), False
-            for data in write.beaten:
-                theirs = codec.decode_ring(data)
-                old = theirs if old is None else merge.join(old, theirs).record
-            stamp = self._replica.stamp(old)
+            if base is None or (not lost and (conditional or _tags(compose(base, stamp)) == _tags(memory))):
+                return version
         return version
+
+    def _told(self, group: GroupId, id: str, write: Write) -> RingRecord:
+        """What this replica holds now, joined with what others said they held."""
+        found = [codec.decode_ring(data) for data in write.told]
+        joint = self._joined(group, self._replica.record(group, id), found)
+        assert joint is not None, "somebody told something"
+        return joint
+
+    def _joined(self, group: GroupId, mine: RingRecord | None, found: Iterable[RingRecord]) -> RingRecord | None:
+        for theirs in found:
+            joint = theirs if mine is None else merge.join(mine, theirs).record
+            mine, _ = lineage.settle(group, joint)
+        return mine
 
     def _send(
         self,
@@ -116,18 +154,27 @@ class RingPath:
         peers = self.peers(group)
         needed = 1 if model is Model.EVENTUAL else min(self.write_quorum, len(peers) + 1)
         self._check_reach(peers, needed)
-        version = self._replica.mint(group, id, old, memory, stamp=stamp, request=request, deps=deps)
-        self._replica.accept(group, version, known=old if local else None)
-        return version, self._fanout.start(group, codec.encode(version), peers, needed)
+        version, rival = self._replica.write(
+            group, id, old, memory, stamp=stamp, request=request, deps=deps, local=local
+        )
+        write = self._fanout.start(group, codec.encode(version), peers, needed)
+        if rival is not None:
+            write.told = (codec.encode(rival),)
+        return version, write
 
     def resend(self, group: GroupId, version: Version) -> Write:
         """Push a version again, for a retried request: who has it already answers at once."""
         peers = self.peers(group)
         needed = min(self.write_quorum, len(peers) + 1)
-        self._check_reach(peers, needed)
+        try:
+            self._check_reach(peers, needed)
+        except Unavailable as error:
+            error.details["indeterminate"] = True  # it was carried out once
+            raise
         return self._fanout.start(group, codec.encode(version), peers, needed)
 
     def _check_reach(self, peers: tuple[NodeId, ...], needed: int) -> None:
+        self._fanout.check_room()
         reachable = self._fanout.reachable(peers) + 1
         if reachable < needed:
             self._fanout.on_failure("unreachable")
@@ -146,10 +193,10 @@ class RingPath:
     async def read(
         self, group: GroupId, id: str, token: Token | None, *, model: Model, wait_ms: int
     ) -> RingRecord | None:
-        """The record as the model demands it. Raises Unavailable(`session_unavailable` or `no_quorum`)."""
+        """The record as the model demands it. Raises Unavailable(`session_unavailable` or `no_quorum`), Promoted."""
         if model is Model.EVENTUAL:
             return self._replica.record(group, id)
-        if token is None or model is Model.STRONG or group in token.wide:
+        if token is None or group in token.wide or not self._replica.level(group):
             return await self.merged(group, id)
         needs = token.needs(group)
         if not needs or self._replica.has(group, needs):
@@ -167,24 +214,32 @@ class RingPath:
             ) from error
 
     async def merged(self, group: GroupId, id: str) -> RingRecord | None:
-        """The join of N-W+1 replicas' records, this one's included. Raises Unavailable(`no_quorum`)."""
-        mine = self._replica.record(group, id)
-        peers = self.peers(group)
-        others = read_quorum(len(peers) + 1, min(self.write_quorum, len(peers) + 1)) - 1
+        """The join of N-W+1 replicas' records, this one's included as it is at the end, so that a write may be minted
+        over it at once. Raises Unavailable(`no_quorum`), Promoted."""
+        others = self.others_to_read(group)
         if others == 0:
-            return mine
-        for data in await self.ask(peers, "ring.get", (group, id), others):
-            if data is not None:
-                theirs = codec.decode_ring(data)
-                mine = theirs if mine is None else merge.join(mine, theirs).record
+            return self._replica.record(group, id)
+        answers = await self.ask(self.peers(group), "ring.get", (group, id), others)
+        found = [codec.decode_ring(data) for data, _ in answers if data is not None]
+        mine = self._joined(group, self._replica.record(group, id), found)
+        strong = self._replica.strong(group, id)
+        if strong is not None:  # a peer behind in the log still shows what the promotion took over
+            return mine and lineage.outliving(group, mine, strong)
+        latest = 0 if mine is None else mine.context.get(lineage.origin_of_log(group), 0)
+        if any(past is not None and past >= latest for _, past in answers):
+            raise Promoted
         return mine
 
-    async def ask(self, peers: Iterable[NodeId], method: str, body: Any, needed: int) -> list[Any]:
-        """The first `needed` answers of these peers. Raises Unavailable(`no_quorum`) when there are too few."""
+    async def ask(
+        self, peers: Iterable[NodeId], method: str, body: Any, needed: int, *, everyone: bool = False
+    ) -> list[Any]:
+        """The first `needed` answers of these peers (`everyone`: all there are). Raises Unavailable(`no_quorum`) when
+        there are too few."""
         live = [peer for peer in peers if self._rpc.connected(peer)]
         answers: list[Any] = []
-        while live and len(answers) < needed:
-            now, live = live[: needed - len(answers)], live[needed - len(answers) :]
+        while live and (everyone or len(answers) < needed):
+            count = len(live) if everyone else needed - len(answers)
+            now, live = live[:count], live[count:]
             calls = [self._rpc.call(peer, method, body, timeout_ms=self._timeout_ms) for peer in now]
             for result in await asyncio.gather(*calls, return_exceptions=True):
                 if isinstance(result, BaseException):
@@ -206,22 +261,51 @@ class RingPath:
         n = len(self.peers(group)) + 1
         return read_quorum(n, min(self.write_quorum, n)) - 1
 
+    async def applied(self, group: GroupId, index: int) -> None:
+        """Wait until enough other replicas have applied a log index to make W with this one. Raises
+        Unavailable(`no_quorum`)."""
+        peers = self.peers(group)
+        await self.ask(peers, "ring.applied", (group, index), min(self.write_quorum, len(peers) + 1) - 1)
+
     async def find_request(self, group: GroupId, digest: bytes, *, everywhere: bool) -> rows.RingRequest | None:
         """The write an Idempotency-Key already caused, here or, when `everywhere`, at enough peers to know."""
-        found = rows.ring_request(self._replica.engine, group, digest)
-        if found is not None or not everywhere:
-            return found
+        here = rows.ring_request(self._replica.engine, group, digest)
+        if not everywhere or (here is not None and not here.void):
+            return here
         needed = self.others_to_read(group)
-        for answer in await self.ask(self.peers(group), "ring.request", (group, digest), needed):
-            if answer is not None:
-                return rows.RingRequest(*answer)
-        return None
+        answers = await self.ask(self.peers(group), "ring.request", (group, digest), needed)
+        found = [rows.RingRequest(*answer) for answer in answers if answer is not None]
+        if here is not None:
+            found.append(here)
+        # A write made again over a concurrent one has two dots; a void row is void only when nobody wrote.
+        return max(found, key=lambda request: request.stamp, default=None)
+
+    async def conflicts(self, group: GroupId, id: str) -> list[rows.Lost]:
+        """What all replicas that answer, N-W+1 at least, remember of an id's losers, newest first: a replica that met
+        only the outcome of a conflict has no loser to keep."""
+        live = [peer for peer in self.peers(group) if self._rpc.connected(peer)]
+        answers = await self.ask(live, "ring.conflicts", (group, id), self.others_to_read(group), everyone=True)
+        found = {lost.version: lost for lost in rows.conflicts(self._replica.engine, group, id)}
+        for version, memory, lost_at_ms, winner in (row for answer in answers for row in answer):
+            lost = rows.Lost(version, None if memory is None else codec.decode_memory(memory), lost_at_ms, winner)
+            found.setdefault(version, lost)
+        return sorted(found.values(), key=lambda lost: (lost.lost_at_ms, lost.version), reverse=True)
 
     # ── serving peers ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _serve_get(self, peer: NodeId, body: Any) -> bytes | None:
+    def _serve_get(self, peer: NodeId, body: Any) -> tuple[bytes | None, int | None]:
+        """The ring record, and where the log keeps the id the last demotion its promotion had seen."""
+        group, id = GroupId(body[0]), body[1]
+        strong = self._replica.strong(group, id)
+        past = None if strong is None else strong.shadow.get(lineage.origin_of_log(group), 0)
+        return rows.ring_bytes(self._replica.engine, group, id), past
+
+    def _serve_conflicts(self, peer: NodeId, body: Any) -> Any:
         group, id = body
-        return rows.ring_bytes(self._replica.engine, GroupId(group), id)
+        return [
+            (lost.version, None if lost.memory is None else codec.encode(lost.memory), lost.lost_at_ms, lost.winner)
+            for lost in rows.conflicts(self._replica.engine, GroupId(group), id)
+        ]
 
 
 def shown(record: RingRecord | None, now_ms: int) -> Version | None:
@@ -233,6 +317,16 @@ def shown(record: RingRecord | None, now_ms: int) -> Version | None:
     if memory is None or (memory.expires_at_ms is not None and memory.expires_at_ms <= now_ms):
         return None
     return winner
+
+
+def _without(record: RingRecord, dots: set[Dot]) -> RingRecord | None:
+    """A record without some versions: what an operation found, and not what it made itself."""
+    kept = tuple(version for version in record.versions if version.dot not in dots)
+    return RingRecord(kept, record.context) if kept else None
+
+
+def _tags(memory: Memory | None) -> tuple[str, ...]:
+    return () if memory is None else memory.tags
 
 
 def version_text(version: Version) -> str:

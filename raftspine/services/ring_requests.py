@@ -24,9 +24,7 @@ PUT_VOID = "ring.void"
 class QuorumRequests:
     """`RingRequests` over all shard groups, from any node."""
 
-    def __init__(
-        self, ring: RingPath, topology: Topology, engine: Engine, rpc: Rpc, *, timeout_ms: int
-    ) -> None:
+    def __init__(self, ring: RingPath, topology: Topology, engine: Engine, rpc: Rpc, *, timeout_ms: int) -> None:
         self._ring = ring
         self._topology = topology
         self._engine = engine

@@ -131,9 +131,7 @@ class StrongPath:
 
     async def _propose_here(self, group: GroupId, command: bytes, left: float) -> tuple[Outcome, int]:
         try:
-            decided: tuple[Outcome, int] = await within(
-                self._log.propose(group, command), left, get_running_loop()
-            )
+            decided: tuple[Outcome, int] = await within(self._log.propose(group, command), left, get_running_loop())
         except Late:
             raise self._unknown(group) from None
         return decided
@@ -155,9 +153,7 @@ class StrongPath:
             raise no_leader(group, leader)
         return self._pass_on(group, command, left_ms, replayable)
 
-    async def _pass_on(
-        self, group: GroupId, command: bytes, left_ms: int, replayable: bool
-    ) -> tuple[bytes, int]:
+    async def _pass_on(self, group: GroupId, command: bytes, left_ms: int, replayable: bool) -> tuple[bytes, int]:
         outcome, index = await self.execute(group, command, left_ms, replayable=replayable, hops=0)
         return outcomes.encode(outcome), index
 

@@ -78,9 +78,7 @@ class Topology:
     def table(self) -> Table:
         """The table. Raises Unavailable(`not_ready`) while this node has none."""
         if self._table is None:
-            raise Unavailable(
-                "this node does not know the cluster's table yet", code="not_ready", retry_after_ms=500
-            )
+            raise Unavailable("this node does not know the cluster's table yet", code="not_ready", retry_after_ms=500)
         return self._table
 
     @property

@@ -16,6 +16,7 @@ class Ask(Struct):
 
     `token` is the session token as received (text). `consistency` is the model asked for, or None.
     `first_attempt` says the client has never sent this Idempotency-Key before, which spares a look-up at peers.
+    `group` is set by a node that forwards: the shard group it found; whoever receives it serves it or refuses.
     """
 
     agent_id: str = ""
@@ -24,6 +25,7 @@ class Ask(Struct):
     max_wait_ms: int = 250
     idempotency_key: str | None = None
     first_attempt: bool = False
+    group: int | None = None
 
 
 class Draft(Struct):
@@ -48,7 +50,7 @@ class Patch(Struct):
     tags: tuple[str, ...] | UnsetType = UNSET
     importance: str | float | UnsetType = UNSET
     metadata: dict[str, Any] | UnsetType = UNSET
-    ttl_seconds: int | None | UnsetType = UNSET
+    ttl_seconds: int | UnsetType | None = UNSET
     pinned: bool | UnsetType = UNSET
 
 

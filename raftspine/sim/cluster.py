@@ -7,19 +7,28 @@ files, tree) no longer reaches anything, exactly as a dead process no longer wri
 
 import asyncio
 from asyncio import Future
+from collections.abc import Callable
 from typing import Any
 
-from raftspine.config import Config, Partitioning, Replication, Storage, Timing
-from raftspine.model import Member, NodeId
+from raftspine.config import Config, Consistency, Partitioning, Replication, Storage, Timing
+from raftspine.core.routing import Override
+from raftspine.model import Member, Model, NodeId, Role
 from raftspine.node import Node, World
 from raftspine.ports import FrozenView
 from raftspine.sim.disk import SimDisk
-from raftspine.sim.loop import Dice, VirtualClock, VirtualLoop
+from raftspine.sim.loop import VirtualClock, VirtualLoop
 from raftspine.sim.net import Network, Weather
 from raftspine.sim.tree import SimTree
 
 SECRET = b"the simulated cluster's secret"
 READY_SECONDS = 60.0
+
+OVERRIDES = (
+    Override(frozenset({"critical", "lock"}), Model.STRONG),
+    Override(frozenset({"thread"}), Model.CAUSAL),
+    Override(frozenset({"metric"}), Model.EVENTUAL),
+)
+"""What tags ask for in a simulated cluster: one of each model, the rest read-your-writes."""
 
 
 class _Held:
@@ -86,6 +95,8 @@ class SimHost:
             open_links=self._open_links,
         )
         node = self.node = Node(self._cluster.config, self.id, world)
+        if self._cluster.on_start is not None:
+            self._cluster.on_start(node)
         node.start()
         return node
 
@@ -101,9 +112,16 @@ class SimHost:
             self._hold.dead = True
         node.kill()
 
+    def wipe(self) -> None:
+        """A dead node loses its store and keeps its Raft journal: what a replica of the ring alone can heal."""
+        assert self.node is None, "crash it first"
+        self.disk.erase("data")
+        self.tree = SimTree(self._cluster.loop)
+
 
 class SimCluster:
-    """`nodes` machines named a, b, c …, all of whose chance comes from the loop's seed."""
+    """`nodes` machines named a, b, c …, all of whose chance comes from the loop's seed; the last `gateways` of them
+    keep no data. `on_start` is shown each node before it starts."""
 
     def __init__(
         self,
@@ -112,19 +130,25 @@ class SimCluster:
         nodes: int = 3,
         groups: int = 4,
         durability: str = "always",
+        strategy: str = "id",
+        gateways: int = 0,
         weather: Weather | None = None,
     ) -> None:
         self.loop = loop
         self.dice = loop.dice
+        self.on_start: Callable[[Node], None] | None = None
         self.network = Network(loop, self.dice.fork(), weather)
         ids = [NodeId(chr(ord("a") + n)) for n in range(nodes)]
-        factor = min(3, nodes)
+        holders = nodes - gateways
+        factor = min(3, holders)
+        roles = dict(zip(ids, [Role.PRIMARY] * holders + [Role.GATEWAY] * gateways, strict=True))
         self.config = Config(
             name="simulated",
-            members=tuple(Member(id, f"host-{id}", 8788, 8798, zone=f"zone-{id}") for id in ids),
+            members=tuple(Member(id, f"host-{id}", 8788, 8798, zone=f"zone-{id}", role=roles[id]) for id in ids),
+            consistency=Consistency(overrides=OVERRIDES),
             replication=Replication(factor, factor // 2 + 1),
             secret=SECRET,
-            partitioning=Partitioning(shard_groups=groups),
+            partitioning=Partitioning(strategy=strategy, shard_groups=groups),
             storage=Storage(durability=durability),
             timing=Timing(),
         )

@@ -71,6 +71,10 @@ class SimDisk:
         """Flip a byte of a file, as rotten media does."""
         self._folders[directory][name].data[offset] ^= 0xFF
 
+    def erase(self, directory: str) -> None:
+        """All files of a folder are gone, as after a replaced volume. Only while the node is dead."""
+        self._folders.pop(directory, None)
+
     def size(self) -> int:
         return sum(len(file.data) for folder in self._folders.values() for file in folder.values())
 

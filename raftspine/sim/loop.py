@@ -136,13 +136,23 @@ def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]], *, seed: int = 0)
     """Run `main(loop)` on a virtual loop of its own. Raises what it raised, or the first fault in a
     callback."""
     loop = VirtualLoop(seed)
+    runner = asyncio.Runner(loop_factory=lambda: loop)
     try:
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            return runner.run(main(loop))
+        return runner.run(main(loop))
     except RuntimeError:
         if loop.faults:
             raise loop.faults[0] from None
         raise
     finally:
+        _close(runner, loop)
         if loop.faults:
             raise loop.faults[0]
+
+
+def _close(runner: asyncio.Runner, loop: VirtualLoop) -> None:
+    """End what is left. A dead node's worker may wait for its dead disk, uncancellably and for ever: it is let go."""
+    try:
+        runner.close()
+    except Stuck:
+        for task in asyncio.all_tasks(loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]

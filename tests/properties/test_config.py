@@ -19,16 +19,12 @@ odd = st.recursive(
     | st.text(max_size=20)
     | st.dates()
     | st.sampled_from(["a", "127.0.0.1", 8788, 3, "strong", "primary", "local", "always", "1GiB"]),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(string.ascii_lowercase, max_size=5), inner)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(string.ascii_lowercase, max_size=5), inner),
     max_leaves=5,
 )
 node = st.dictionaries(st.sampled_from(NODE_KEYS), odd, max_size=7)
 override = st.fixed_dictionaries({}, optional={"tags": odd, "model": odd})
-section = {
-    name: st.dictionaries(st.sampled_from(list(keys)), odd, max_size=4) for name, keys in SETTINGS.items()
-}
+section = {name: st.dictionaries(st.sampled_from(list(keys)), odd, max_size=4) for name, keys in SETTINGS.items()}
 cluster = st.fixed_dictionaries(
     {}, optional=dict.fromkeys(CLUSTER_KEYS, odd) | {"nodes": st.lists(node, max_size=4) | odd}
 )
@@ -77,11 +73,7 @@ def test_any_text_is_a_config_or_faults(text: str) -> None:
 VALID = "cluster: {name: x, nodes: [{id: a, host: 127.0.0.1}]}\n"
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(sorted(VARIABLES)), st.text(max_size=12) | st.integers().map(str), max_size=4
-    )
-)
+@given(st.dictionaries(st.sampled_from(sorted(VARIABLES)), st.text(max_size=12) | st.integers().map(str), max_size=4))
 def test_any_environment_is_a_config_or_faults(env: dict[str, str]) -> None:
     check(VALID, env, False)
 

@@ -37,9 +37,7 @@ def feed(opener: Opener, data: bytes, pieces: list[int]) -> list[list[tuple[Any,
 
 
 @given(st.lists(messages, max_size=4), st.lists(st.integers(0, 2000), max_size=6))
-def test_what_is_sealed_arrives_however_it_is_cut(
-    batches: list[list[tuple[Any, ...]]], pieces: list[int]
-) -> None:
+def test_what_is_sealed_arrives_however_it_is_cut(batches: list[list[tuple[Any, ...]]], pieces: list[int]) -> None:
     sealer = Sealer(KEY)
     stream = b"".join(sealer.seal([frames.encode(message) for message in batch]) for batch in batches)
     assert feed(Opener(KEY, MAX), stream, pieces) == batches
@@ -95,9 +93,7 @@ A = Identity("a", "prod", b"0123456789abcdef")
     st.sampled_from([b"", b"RSPN\x00\x01", b"RSPN\x00\x01\x02\x00\x20"]),
 )
 def test_a_handshake_with_a_stranger_never_ends_well(data: bytes, dialing: bool, start: bytes) -> None:
-    end: Handshake = (
-        Dialer(A, "b", BULK, b"1" * 32) if dialing else Acceptor(A._replace(node="b"), ("a",), b"2" * 32)
-    )
+    end: Handshake = Dialer(A, "b", BULK, b"1" * 32) if dialing else Acceptor(A._replace(node="b"), ("a",), b"2" * 32)
     try:
         end.feed(start + data)
     except Refused as refused:

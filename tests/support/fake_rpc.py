@@ -65,9 +65,7 @@ class FakeRpc:
         assert method not in self.handlers
         self.handlers[method] = handler
 
-    def call(
-        self, peer: NodeId, method: str, body: Any, *, timeout_ms: int, bulk: bool = False
-    ) -> "Future[Any]":
+    def call(self, peer: NodeId, method: str, body: Any, *, timeout_ms: int, bulk: bool = False) -> "Future[Any]":
         loop = asyncio.get_running_loop()
         future: Future[Any] = loop.create_future()
         if not self.connected(peer):

@@ -60,9 +60,7 @@ class Site:
         self.rpc = world.net.rpc(node)
         self.topology = Topology(self.node, self.engine)
         self.topology.adopt(world.table)
-        self.strong = StrongPath(
-            self.node, self.log, self.rpc, self.topology, self.engine, world.clock, world.timing
-        )
+        self.strong = StrongPath(self.node, self.log, self.rpc, self.topology, self.engine, world.clock, world.timing)
 
 
 class World:

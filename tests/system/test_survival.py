@@ -139,9 +139,7 @@ def test_no_increment_is_lost_or_doubled_while_leaders_are_killed(cluster: Local
                 while True:
                     try:
                         now = await spine.get("counter")
-                        await spine.put(
-                            "counter", now.content + 1, tags=["critical"], expected_version=now.version
-                        )
+                        await spine.put("counter", now.content + 1, tags=["critical"], expected_version=now.version)
                     except Conflict:
                         continue
                     except Unavailable:

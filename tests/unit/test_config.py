@@ -186,9 +186,7 @@ replicaton: {}
     assert len(told) == len(expected)
     assert "did you mean 'zone'" in told["cluster.nodes[2].zon"]
     assert "did you mean 'replication'" in told["replicaton"]
-    assert all(
-        line.count(";") or "did you mean" in line for path, line in told.items() if path != "cluster.name"
-    )
+    assert all(line.count(";") or "did you mean" in line for path, line in told.items() if path != "cluster.name")
 
 
 @pytest.mark.parametrize(

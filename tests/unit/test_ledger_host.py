@@ -11,7 +11,7 @@ from raftspine.core.ledger.commands import Condition, DeleteMemory, PutMemory, V
 from raftspine.core.ledger.outcomes import Status
 from raftspine.core.version_text import strong_version_text
 from raftspine.errors import Corrupt, NoSpace, Unavailable, Unknown
-from raftspine.model import META_GROUP, GroupId, Memory, NodeId, RingRecord, Table, Version
+from raftspine.model import META_GROUP, GroupId, Memory, NodeId, RingRecord, StrongRecord, Table, Version
 from raftspine.ports import Position
 from raftspine.services.ledger_host import LedgerHost, load_request
 from raftspine.services.ledger_snapshot import CHUNK_BYTES, Stream
@@ -27,11 +27,15 @@ class FakeRing:
     def __init__(self, engine: DictEngine) -> None:
         self._engine = engine
         self.adopted: list[tuple[GroupId, Version]] = []
+        self.shadowed: list[str] = []
 
     def adopt(self, group: GroupId, version: Version) -> None:
         self.adopted.append((group, version))
         record = RingRecord((version,), {version.origin: version.seq})
         self._engine.stage(memories.ring_rows(group, version.id, None, record))
+
+    def shadow(self, group: GroupId, strong: StrongRecord) -> None:
+        self.shadowed.append(strong.id)
 
 
 class Replica:

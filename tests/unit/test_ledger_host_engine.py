@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raftspine.core.ledger.commands import DeleteMemory, PutMemory, encode
-from raftspine.model import GroupId, Memory, Version
+from raftspine.model import GroupId, Memory, StrongRecord, Version
 from raftspine.ports import Position
 from raftspine.services.ledger_host import LedgerHost
 from raftspine.sim.tree import SimTree
@@ -22,6 +22,9 @@ GROUP = GroupId(1)
 class NoRing:
     def adopt(self, group: GroupId, version: Version) -> None:
         raise AssertionError("nothing is demoted in these stories")
+
+    def shadow(self, group: GroupId, strong: StrongRecord) -> None:
+        pass
 
 
 @asynccontextmanager
@@ -47,9 +50,7 @@ async def opened(folder: Path, tree: SimTree, *, crash: bool = False) -> AsyncIt
 def fill(host: LedgerHost, count: int) -> None:
     first = host.position(GROUP).index + 1
     for index in range(first, first + count):
-        commands = [
-            encode(PutMemory(f"m{index}-{n}", Memory("x" * 200, tags=("critical",)))) for n in range(8)
-        ]
+        commands = [encode(PutMemory(f"m{index}-{n}", Memory("x" * 200, tags=("critical",)))) for n in range(8)]
         host.apply(GROUP, Position(index, 1), index, [*commands, encode(DeleteMemory(f"m{index}-0"))])
 
 

@@ -69,6 +69,24 @@ def test_shellcheck_has_nothing_to_say() -> None:
     assert done.returncode == 0, done.stdout
 
 
+# ── the documents ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    for target in targets:
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], target
+
+
 # ── the lock ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -122,7 +140,9 @@ def test_lock_names_no_place_to_fetch_from(lock: str) -> None:
 
 def test_lock_was_made_from_this_pyproject() -> None:
     command = [ROOT / "scripts" / "lock", "--check"]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHON": sys.executable})
+    env = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
 
 
 def test_lock_check_notices_a_new_dependency(tmp_path: Path) -> None:

@@ -43,8 +43,7 @@ class Desk:
         self.world = World("abc", members, groups=4, **how)
         self.ring = FakeRingRequests()
         self.requests = {
-            n: Requests(s.strong, s.topology, s.rpc, s.engine, ring=self.ring)
-            for n, s in self.world.sites.items()
+            n: Requests(s.strong, s.topology, s.rpc, s.engine, ring=self.ring) for n, s in self.world.sites.items()
         }
 
     async def write(self, group: int = 2, id: str = "m") -> None:

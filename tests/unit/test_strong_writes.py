@@ -225,9 +225,7 @@ def test_once_it_may_have_happened_no_failure_says_it_did_not() -> None:
     async def story() -> None:
         world = World(clock=SystemClock())
         world.net.lose_replies[PROPOSE] = 1
-        waiting = asyncio.ensure_future(
-            world["b"].strong.execute(GROUP, put("m", **KEYED), 200, replayable=True)
-        )
+        waiting = asyncio.ensure_future(world["b"].strong.execute(GROUP, put("m", **KEYED), 200, replayable=True))
         await until(lambda: entries(world))
         world.elect(None)
         with pytest.raises(Unknown):

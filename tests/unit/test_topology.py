@@ -138,9 +138,7 @@ def test_the_table_is_there_again_after_a_restart() -> None:
 
 def bootstrap(engine: DictEngine, node: str = "a", name: str = "prod", plan: Table | None = None) -> Any:
     topology = Topology(NodeId(node), engine)
-    made = ClusterBootstrap(
-        NodeId(node), name, plan or table(), topology=topology, engine=engine, data_dir="/data"
-    )
+    made = ClusterBootstrap(NodeId(node), name, plan or table(), topology=topology, engine=engine, data_dir="/data")
     return made, topology
 
 
@@ -205,9 +203,7 @@ class Site:
         serve_table(self.rpc, self.topology, "prod")
 
     async def run(self, retry_ms: int = 10) -> Table:
-        found: Table = await self.bootstrap.run(
-            self.log, self.rpc, self.entropy, news=self.news, retry_ms=retry_ms
-        )
+        found: Table = await self.bootstrap.run(self.log, self.rpc, self.entropy, news=self.news, retry_ms=retry_ms)
         return found
 
 
