@@ -96,6 +96,7 @@ class Node:
         self._plan = plan(config)
         self._news = Bell()
         self._tasks: list[asyncio.Task[None]] = []
+        self.telemetry = Telemetry()
         self.engine = engine = Engine.open(
             world.data_log,
             world.tree,
@@ -104,6 +105,7 @@ class Node:
             sync_interval_ms=timing.sync_interval_ms,
             checkpoint_interval_ms=timing.checkpoint_interval_ms,
             on_cut=_tell_cut,
+            on_sync=self.telemetry.commit_seconds.labels("data").observe,
         )
         self.rpc = rpc = Rpcs(world.transport, clock, world.entropy)
         self.topology = topology = Topology(node, engine)
@@ -149,6 +151,7 @@ class Node:
             timing=RaftTiming(
                 timing.heartbeat_ms, timing.election_min_ms, timing.election_max_ms, timing.check_quorum_ms
             ),
+            on_commit=self.telemetry.commit_seconds.labels("raft").observe,
         )
         strong = StrongPath(
             node,
@@ -164,7 +167,6 @@ class Node:
         rpc.on_link(self._news.ring)
 
         # both
-        self.telemetry = Telemetry()
         self._fanout.on_failure = partial(self.telemetry.quorum_failure, "write")
         forwarder = Forwarder(rpc, topology, timeout_ms=timing.strong_timeout_ms)
         self.memories = Memories(

@@ -64,6 +64,7 @@ class RaftHost:
         timing: RaftTiming | None = None,
         limits: RaftLimits | None = None,
         loop: AbstractEventLoop | None = None,
+        on_commit: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._node = node
         self._clock = clock
@@ -89,7 +90,15 @@ class RaftHost:
         """Groups with committed entries that are not on this disk yet; ordered, so that a run can be repeated."""
         self._timer: asyncio.TimerHandle | None = None
 
-        self._outbox = Outbox(journal, self._loop, send=self._send, synced=self._synced, failed=self._unwritten)
+        self._outbox = Outbox(
+            journal,
+            self._loop,
+            send=self._send,
+            synced=self._synced,
+            failed=self._unwritten,
+            clock=clock,
+            on_commit=on_commit,
+        )
         self._workers = Workers(
             node,
             self._groups,

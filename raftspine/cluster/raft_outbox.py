@@ -15,6 +15,7 @@ from collections.abc import Callable
 from raftspine.cluster.raft_group import Outgoing
 from raftspine.cluster.raft_types import RaftJournal
 from raftspine.errors import SpineError
+from raftspine.ports import Clock
 
 RETRY_SECONDS = 0.5
 """Pause between attempts to write a journal that failed."""
@@ -22,7 +23,8 @@ RETRY_SECONDS = 0.5
 
 class Outbox:
     """`send` gets the frames that may leave; `synced` is called after each commit that succeeded, `failed`
-    with the error after one that did not and returns what those who wait for it are told."""
+    with the error after one that did not and returns what those who wait for it are told. `on_commit` hears how
+    many seconds each commit took."""
 
     def __init__(
         self,
@@ -32,12 +34,17 @@ class Outbox:
         send: Callable[[list[Outgoing]], None],
         synced: Callable[[], None],
         failed: Callable[[BaseException], SpineError],
+        clock: Clock,
+        on_commit: Callable[[float], None],
     ) -> None:
         self._journal = journal
         self._loop = loop
         self._send = send
         self._synced = synced
         self._failed = failed
+        self._now = clock.monotonic
+        self._on_commit = on_commit
+        self._commit_began = 0.0
         self._committing = False
         self._broken = False
         self._closed = False
@@ -85,6 +92,7 @@ class Outbox:
 
     def _commit(self) -> None:
         self._committing = True
+        self._commit_began = self._now()
         self._flying, self._held = self._held, []
         self._flying_waiters, self._waiters = self._waiters, []
         self._commit_done = self._journal.commit()
@@ -101,6 +109,7 @@ class Outbox:
             self._loop.call_later(RETRY_SECONDS, self._retry)
             return
         self._broken = False
+        self._on_commit(self._now() - self._commit_began)
         frames, self._flying = self._flying, []
         self._send(frames)
         _resolve(self._flying_waiters)

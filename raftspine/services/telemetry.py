@@ -56,7 +56,7 @@ class Telemetry:
         )
         self.commit_seconds = Histogram(
             "spine_commit_seconds",
-            "Time from staging a turn's changes to their being in the log, by log.",
+            "Time that a sync of one of the node's logs took.",
             ("log",),
             buckets=LATENCY_BUCKETS,
             registry=self.registry,

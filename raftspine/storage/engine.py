@@ -26,6 +26,7 @@ from raftspine.errors import Corrupt, NoSpace, SpineError, Unavailable, Unknown
 from raftspine.ports import Clock, Directory, FrozenView, Row, Tree
 from raftspine.storage import keys
 from raftspine.storage.futures import SharedFuture
+from raftspine.storage.keys import MAX_KEY_BYTES
 from raftspine.storage.layers import Layers, Limits
 from raftspine.storage.turnlog import TurnLog
 from raftspine.storage.wal import OnCut, Wal
@@ -63,14 +64,17 @@ class Engine:
         always: bool,
         sync_seconds: float,
         limits: Limits,
+        on_sync: Callable[[float], None],
     ) -> None:
         self._loop = loop
         self._tree = tree
         self._always = always
-        self._log = TurnLog(wal, loop, clock, sync_seconds=sync_seconds, changed=self._reconsider)
+        self._log = TurnLog(wal, loop, clock, sync_seconds=sync_seconds, changed=self._reconsider, on_sync=on_sync)
         self._layers = Layers(
             tree, loop, clock, limits, seal=self._seal, reached=self._log.forget, changed=self._reconsider
         )
+        self.get: Callable[[bytes], bytes | None] = self._layers.get
+        """The value of a key, or None. Handed on as it is: no call is more frequent."""
         self._turn: dict[bytes, bytes | None] = {}
         self._flush_scheduled = False
         self._logged: SharedFuture | None = None  # resolved once this turn is in the log
@@ -94,6 +98,7 @@ class Engine:
         memtable_limit_bytes: int = 64 << 20,
         segment_bytes: int = SEGMENT_BYTES,
         on_cut: OnCut | None = None,
+        on_sync: Callable[[float], None] = lambda seconds: None,
     ) -> "Engine":
         """Recover what the log holds beyond the tree. `durability`: "always" makes `commit` wait for the
         disk, "interval" for the log only, synced within `sync_interval_ms`. Raises Corrupt, Misuse,
@@ -109,14 +114,12 @@ class Engine:
             always=durability == "always",
             sync_seconds=sync_interval_ms / 1000,
             limits=Limits(checkpoint_interval_ms / 1000, checkpoint_bytes, memtable_limit_bytes),
+            on_sync=on_sync,
         )
         engine._recover(wal)
         return engine
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────
-
-    def get(self, key: bytes) -> bytes | None:
-        return self._layers.get(key)
 
     def scan(self, lo: bytes, hi: bytes, *, limit: int, reverse: bool = False) -> list[tuple[bytes, bytes]]:
         return self._layers.scan(lo, hi, limit=limit, reverse=reverse)
@@ -137,8 +140,8 @@ class Engine:
             raise self._refusal()
         batch = rows if type(rows) is list else list(rows)
         for key, _ in batch:
-            if not 0 < len(key) <= keys.MAX_KEY_BYTES:
-                raise ValueError(f"a key has 1 to {keys.MAX_KEY_BYTES} bytes, not {len(key)}: {key[:40]!r}…")
+            if not 0 < len(key) <= MAX_KEY_BYTES:
+                raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes, not {len(key)}: {key[:40]!r}…")
         self._turn.update(batch)
         self._layers.put(batch)
         if not self._flush_scheduled:

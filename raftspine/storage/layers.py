@@ -65,11 +65,13 @@ class Layers:
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────
 
     def get(self, key: bytes) -> bytes | None:
-        for layer in reversed(self._layers):
-            value: bytes | None = layer.rows.get(key, _NOTHING)
-            if value is not _NOTHING:
-                return value
-        return self._tree.get(key)
+        value: Any = self._current.rows.get(key, _NOTHING)
+        if value is _NOTHING:
+            if len(self._layers) > 1:
+                value = self._layers[0].rows.get(key, _NOTHING)
+            if value is _NOTHING:
+                return self._tree.get(key)
+        return value  # type: ignore[no-any-return]
 
     def scan(self, lo: bytes, hi: bytes, *, limit: int, reverse: bool = False) -> list[tuple[bytes, bytes]]:
         return scan(self._layers, self._tree, lo, hi, limit=limit, reverse=reverse)

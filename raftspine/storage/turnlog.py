@@ -17,7 +17,8 @@ from raftspine.storage.wal import Wal
 
 
 class TurnLog:
-    """`trouble` says why the log takes nothing, or is None. `changed` is called when that changes."""
+    """`trouble` says why the log takes nothing, or is None. `changed` is called when that changes, `on_sync` with
+    the seconds that each sync took."""
 
     def __init__(
         self,
@@ -27,12 +28,14 @@ class TurnLog:
         *,
         sync_seconds: float,
         changed: Callable[[], None],
+        on_sync: Callable[[float], None],
     ) -> None:
         self._wal = wal
         self._loop = loop
         self._clock = clock
         self._interval = sync_seconds
         self._changed = changed
+        self._on_sync = on_sync
         self._unlogged: list[bytes] = []
         self._dirty = False  # something appended has not been handed to a sync
         self._timer: TimerHandle | None = None
@@ -124,6 +127,7 @@ class TurnLog:
 
     def _synced(self, done: "Future[None]", waiter: SharedFuture | None, started: float) -> None:
         self.last_sync_seconds = self._clock.monotonic() - started
+        self._on_sync(self.last_sync_seconds)
         error = None if done.cancelled() else done.exception()
         if error is not None:
             self._sync_refused(error, waiter)
