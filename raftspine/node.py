@@ -32,8 +32,9 @@ from raftspine.http.app import HttpServer, build
 from raftspine.http.auth import Auth
 from raftspine.model import META_GROUP, NodeId, Table
 from raftspine.ports import Clock, Directory, Entropy, Transport, Tree
-from raftspine.services.bootstrap import ClusterBootstrap, serve_table
+from raftspine.services.bootstrap import ClusterBootstrap, check_votes, serve_table
 from raftspine.services.catchup import Catchup
+from raftspine.services.counts import Counts
 from raftspine.services.deadlines import Bell
 from raftspine.services.fanout import Fanout
 from raftspine.services.forward import Forwarder
@@ -83,6 +84,8 @@ class World:
     tree: Tree
     open_links: Callable[[], Awaitable[None]]
     link_counters: Callable[[], Mapping[str, int]] = dict
+    folder: str = ""
+    """Where the files are, for messages to the operator."""
 
 
 class Node:
@@ -96,6 +99,7 @@ class Node:
         self._plan = plan(config)
         self._news = Bell()
         self._tasks: list[asyncio.Task[None]] = []
+        router = Router(config.consistency.default, config.consistency.overrides)
         self.telemetry = Telemetry()
         self.engine = engine = Engine.open(
             world.data_log,
@@ -109,7 +113,9 @@ class Node:
         )
         self.rpc = rpc = Rpcs(world.transport, clock, world.entropy)
         self.topology = topology = Topology(node, engine)
-        self._bootstrap = ClusterBootstrap(node, config.name, self._plan, topology=topology, engine=engine)
+        self._bootstrap = ClusterBootstrap(
+            node, config.name, self._plan, topology=topology, engine=engine, data_dir=world.folder
+        )
         for difference in self._bootstrap.open():
             log.warning("the cluster file and the cluster differ", difference=difference)
         serve_table(rpc, topology, config.name)
@@ -117,6 +123,7 @@ class Node:
         # the ring
         hlc = Hlc()
         self.replica = replica = RingReplica(node, engine, clock=clock, entropy=world.entropy, hlc=hlc)
+        self._counts = Counts(engine, replica)
         self._fanout = Fanout(engine, rpc, timeout_ms=timing.ring_timeout_ms)
         self._catchup = Catchup(
             replica,
@@ -141,12 +148,14 @@ class Node:
 
         # the log
         self._ledger = LedgerHost(engine, replica, on_table=topology.adopt)
+        journal = Journal.open(Wal.open(world.raft_log, segment_bytes=RAFT_SEGMENT_BYTES, on_cut=_tell_cut))
+        check_votes(node, topology, journal.groups(), self._ledger.position, raft_folder=f"{world.folder}/raft")
         self.raft = raft = RaftHost(
             node,
             clock=clock,
             entropy=world.entropy,
             rpc=rpc,
-            journal=Journal.open(Wal.open(world.raft_log, segment_bytes=RAFT_SEGMENT_BYTES, on_cut=_tell_cut)),
+            journal=journal,
             machine=self._ledger,
             timing=RaftTiming(
                 timing.heartbeat_ms, timing.election_min_ms, timing.election_max_ms, timing.check_quorum_ms
@@ -170,7 +179,7 @@ class Node:
         self._fanout.on_failure = partial(self.telemetry.quorum_failure, "write")
         forwarder = Forwarder(rpc, topology, timeout_ms=timing.strong_timeout_ms)
         self.memories = Memories(
-            router=Router(config.consistency.default, config.consistency.overrides),
+            router=router,
             topology=topology,
             replica=replica,
             ring=ring,
@@ -185,7 +194,7 @@ class Node:
                 ring=QuorumRequests(ring, topology, engine, rpc, timeout_ms=timing.ring_timeout_ms),
             ),
             listing=Listing(
-                node,
+                router,
                 replica,
                 ring,
                 strong,
@@ -214,6 +223,7 @@ class Node:
             topology=topology,
             replica=replica,
             catchup=self._catchup,
+            counts=self._counts,
             fanout=self._fanout,
             log=raft,
             rpc=rpc,
@@ -232,6 +242,7 @@ class Node:
         self._spawn(self._catchup.run())
         self._spawn(self._find_table())
         self._spawn(self._sweep())
+        self._spawn(self._counts.run())
 
     async def stop(self) -> None:
         """The start backwards: hand leadership over, end the workers, then close what they used."""
@@ -306,7 +317,8 @@ async def real_world(config: Config, node: NodeId) -> AsyncIterator[World]:
     folder = config.data_dir(node)
     loop = asyncio.get_running_loop()
     clock, entropy = SystemClock(), SystemEntropy()
-    # Only where all is on loopback may there be none yet (guard_bind); then the machine's nodes share one of their own.
+    # Only where all is on loopback may there be none yet (guard_bind); then this machine's nodes share one of
+    # their own.
     secret = config.secret or load_or_create_secret(config.storage.data_dir / "secret")
     with ExitStack() as held:
         data_log = FileDirectory(folder / "data" / "log", loop)
@@ -326,7 +338,18 @@ async def real_world(config: Config, node: NodeId) -> AsyncIterator[World]:
             peer_dead_ms=config.timing.peer_dead_ms,
         )
         try:
-            yield World(clock, entropy, secret, peers, data_log, raft_log, tree, peers.start, lambda: peers.counters)
+            yield World(
+                clock,
+                entropy,
+                secret,
+                peers,
+                data_log,
+                raft_log,
+                tree,
+                peers.start,
+                link_counters=lambda: peers.counters,
+                folder=str(folder),
+            )
         finally:
             await peers.close()
 

@@ -16,8 +16,7 @@ DRAWN = 1 << 16
 
 
 class SplitMix:
-    """A small generator of repeatable numbers (Steele, Lea and Flood, OOPSLA 2014); for load, not for
-    secrets."""
+    """A small generator of repeatable numbers (Steele, Lea and Flood, OOPSLA 2014); for load, not for secrets."""
 
     def __init__(self, seed: int) -> None:
         self._state = seed & _MASK

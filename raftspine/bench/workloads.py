@@ -63,8 +63,7 @@ class Shape(NamedTuple):
 
 
 class Workload:
-    """One mix over one shape. `next` is the Source; `weight` says how many operations a request stands
-    for."""
+    """One mix over one shape. `next` is the Source; `weight` says how many operations a request stands for."""
 
     def __init__(self, name: str, shape: Shape) -> None:
         """Raises Misuse for a name that is not in MIXES."""

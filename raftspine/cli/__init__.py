@@ -1,5 +1,4 @@
-"""The command line. `main` is its only way in; see DESIGN.md beside this file for the rules every command
-keeps."""
+"""The command line. `main` is its only way in; see DESIGN.md beside this file for the rules every command keeps."""
 
 import os
 import sys

@@ -77,8 +77,7 @@ class Child:
 
 
 async def stop(children: Sequence[Child], hurry: asyncio.Event) -> None:
-    """Ask all to stop and wait for them; kill those that do not within STOP_S, or at once when `hurry` is
-    set."""
+    """Ask all to stop and wait for them; kill those that do not within STOP_S, or at once when `hurry` is set."""
     for child in children:
         child.terminate()
     gone = asyncio.gather(*(child.ended() for child in children))

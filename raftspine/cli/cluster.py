@@ -43,8 +43,7 @@ def status(arguments: Namespace) -> int:
 
 
 async def _look(arguments: Namespace) -> list[View]:
-    """Every member's account of itself; the members by the table, or by --url where no node knows the
-    table."""
+    """Every member's account of itself; the members by the table, or by --url where no node knows the table."""
     arguments.timeout = min(arguments.timeout, PROBE_S)
     async with output.client(arguments) as spine:
         try:

@@ -96,8 +96,7 @@ def _document(folder: Path, specs: Sequence[NodeSpec], arguments: Namespace) -> 
 
 
 def _prepare(folder: Path, document: dict[str, Any], *, fresh: bool) -> Path:
-    """Write the cluster file and the secret; returns the file. Raises Misuse when another cluster lives
-    there."""
+    """Write the cluster file and the secret; returns the file. Raises Misuse when another cluster lives there."""
     config = folder / "cluster.yaml"
     made = config.exists() and config.read_text(encoding="utf-8").startswith(HEADER)
     if config.exists() and not made:

@@ -54,8 +54,7 @@ def diagnose(views: Sequence[View]) -> list[Finding]:
 
 
 def raft_lag(view: View, views: Sequence[View]) -> int:
-    """Entries this node has yet to apply, in its slowest group, against the highest commit index anyone
-    knows."""
+    """Entries this node has yet to apply, in its slowest group, against the highest commit index anyone knows."""
     commits: dict[str, int] = {}
     for other in views:
         for group in _groups(other):

@@ -19,8 +19,7 @@ MAX_BATCH_BYTES = 1 << 20
 """Bounds what one request holds, whatever the size of a memory; a single larger one goes alone."""
 
 MAX_DEAD_BATCHES = 3
-"""Batches in a row to which nobody answered, each after the client's own retries: then the cluster is
-down."""
+"""Batches in a row to which nobody answered, each after the client's own retries: then the cluster is down."""
 
 MAX_ROUNDS = 6
 """How often lines are sent again that the server answered with *not now* or *unknown*; with the pauses

@@ -45,8 +45,7 @@ class Line(NamedTuple):
 
 
 def read(raw: IO[bytes]) -> Iterator[Line]:
-    """The lines of a file, plain or gzipped (by its first two bytes), numbered from 1; empty ones are
-    skipped."""
+    """The lines of a file, plain or gzipped (by its first two bytes), numbered from 1; empty ones are skipped."""
     head = raw.peek(2)[:2]  # type: ignore[attr-defined]
     stream = gzip.GzipFile(fileobj=raw) if head == GZIP_MAGIC else raw
     for number, text in enumerate(stream, 1):

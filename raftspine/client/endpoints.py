@@ -13,8 +13,7 @@ from raftspine.errors import Misuse
 from raftspine.ports import Entropy
 
 FIRST_PAUSE_MS = 25
-"""Long enough for a leader to be elected after a few doublings, short enough to go unnoticed when it was a
-blip."""
+"""Long enough for a leader to be elected after a few doublings, short enough to go unnoticed when it was a blip."""
 
 LONGEST_PAUSE_MS = 1000
 
@@ -57,8 +56,7 @@ class Backoff:
         self._failures = 0
 
     def next_s(self, retry_after_ms: int | None) -> float:
-        """Seconds to wait after one more failure; at least what the server asked for, once a round is
-        over."""
+        """Seconds to wait after one more failure; at least what the server asked for, once a round is over."""
         self._failures += 1
         rounds, within = divmod(self._failures, self._nodes)
         if within:

@@ -137,8 +137,7 @@ class Operations:
     # ── reads ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def get(self, id: str, *, consistency: str | None = None) -> Record:
-        """The memory. Raises NotFound; its `details["confirmed"]` is false when no majority could be
-        asked."""
+        """The memory. Raises NotFound; its `details["confirmed"]` is false when no majority could be asked."""
         return records.record((await self._read(_memory(id), consistency=consistency)).body)
 
     async def page(

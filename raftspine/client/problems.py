@@ -80,8 +80,7 @@ def rebuild(status: int, headers: Mapping[str, str], body: bytes) -> SpineError:
 
 
 def from_envelope(status: int, envelope: Mapping[str, Any], retry_after: str | None = None) -> SpineError:
-    """The exception described by the inner object of an error envelope, also as found in a batch's
-    results."""
+    """The exception described by the inner object of an error envelope, also as found in a batch's results."""
     code = str(envelope["code"])
     kind = BY_CODE.get(code) or BY_STATUS.get(status, SpineError)
     details = dict(envelope.get("details") or {})

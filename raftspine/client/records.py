@@ -17,8 +17,7 @@ T = TypeVar("T")
 
 
 class Record(Struct, frozen=True, kw_only=True):
-    """A memory as the API shows it. Times are RFC 3339 text, UTC. `consistency` is the model that keeps
-    it."""
+    """A memory as the API shows it. Times are RFC 3339 text, UTC. `consistency` is the model that keeps it."""
 
     id: str
     content: Any = None
@@ -94,8 +93,7 @@ def plain(body: bytes) -> dict[str, Any]:
 
 
 def batch(body: bytes, ids: tuple[str, ...]) -> tuple[BatchResult, ...]:
-    """Results in the order of the operations. Raises SpineError when the server sent another number of
-    them."""
+    """Results in the order of the operations. Raises SpineError when the server sent another number of them."""
     results = plain(body).get("results")
     if not isinstance(results, list) or len(results) != len(ids):
         raise SpineError(f"the server sent no result for each of the {len(ids)} operations of the batch")

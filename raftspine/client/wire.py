@@ -66,8 +66,7 @@ class _BrokenError(Exception):
 
 
 class Wire:
-    """The connections of one client: a pool, the nodes' addresses and the retry rule. Bound to one event
-    loop."""
+    """The connections of one client: a pool, the nodes' addresses and the retry rule. Bound to one event loop."""
 
     def __init__(self, endpoints: Endpoints, *, api_key: str | None, timeout_s: float, entropy: Entropy) -> None:
         self.endpoints = endpoints
@@ -89,8 +88,7 @@ class Wire:
             await self._pool.close()
 
     async def send(self, request: Request) -> Reply:
-        """The reply, with a status below 400. Raises the SpineError that the store, or the lack of one,
-        means."""
+        """The reply, with a status below 400. Raises the SpineError that the store, or the lack of one, means."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
         backoff = Backoff(len(self.endpoints), self._entropy)
@@ -139,8 +137,7 @@ class Wire:
         )
 
     async def _attempt(self, url: str, request: Request, attempt: int, remaining_s: float) -> Reply:
-        """One exchange. A third of the total time at most, so that a node that hangs leaves time for
-        another."""
+        """One exchange. A third of the total time at most, so that a node that hangs leaves time for another."""
         headers = {**self._headers, **request.headers}
         if request.key is not None:
             headers["Idempotency-Key"] = request.key

@@ -221,8 +221,7 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
         self._SyncObj__raftLastApplied = applied
 
     def _first_deadline(self, me: NodeId) -> None:
-        """Spread leadership from the start: the preferred replica campaigns first. A sole voter need not
-        wait."""
+        """Spread leadership from the start: the preferred replica campaigns first. A sole voter need not wait."""
         if len(self._peers) == 1:
             self._SyncObj__raftElectionDeadline = self._now()
         elif self._log.voters[0] == me:

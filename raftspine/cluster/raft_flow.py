@@ -24,8 +24,7 @@ from raftspine.model import NodeId
 _LONG_AGO = float("-inf")
 
 RETRY_HEARTBEATS = 3
-"""Silence after which an append counts as lost, in heartbeats: longer than a slow sync, far below an
-election."""
+"""Silence after which an append counts as lost, in heartbeats: longer than a slow sync, far below an election."""
 
 SNAPSHOT_BACKOFF_SECONDS = 1.0
 
@@ -72,8 +71,7 @@ class Flow:
         self.snapshots_wanted: list[NodeId] = []
         """Followers for whom a transfer must be started; emptied by the host."""
         self.forgetful: dict[NodeId, int] = {}
-        """How often a follower denied what it had acknowledged: it lost its journal and needs a new
-        identity."""
+        """How often a follower denied what it had acknowledged: it lost its journal and needs a new identity."""
 
     def begin(self) -> None:
         """Took office: nothing is known of anybody."""

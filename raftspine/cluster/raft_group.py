@@ -66,8 +66,7 @@ class RaftGroup:
         self.handover: Handover | None = None
         self.known_leader: NodeId | None = None
         self.sending: dict[NodeId, int] = {}
-        """Snapshots on their way to followers, by their index: entries above must stay for what comes
-        after."""
+        """Snapshots on their way to followers, by their index: entries above must stay for what comes after."""
 
         self._machine = machine
         self._loop = loop

@@ -14,8 +14,7 @@ from raftspine.ports import Position
 
 
 def newest_stamp(log: GroupLog, up_to: int) -> int:
-    """The newest leader time (ms) in the log at or below an index; a later leader's must not fall behind
-    it."""
+    """The newest leader time (ms) in the log at or below an index; a later leader's must not fall behind it."""
     for command, index, _ in reversed(log.rows[1:]):
         if index <= up_to and command[:1] == REGULAR:
             try:
@@ -35,8 +34,7 @@ def oversized(log: GroupLog, limits: RaftLimits) -> bool:
 
 
 def compact(log: GroupLog, limits: RaftLimits, *, applied: int, applied_ms: int, needed: Iterable[int]) -> bool:
-    """Drop entries at or below `applied` and every index in `needed`, but for a tail. Whether any were
-    dropped."""
+    """Drop entries at or below `applied` and every index in `needed`, but for a tail. Whether any were dropped."""
     keep, size = 0, 0
     for command, _, _ in reversed(log.rows[1:][-limits.keep_entries :]):
         size += len(command)

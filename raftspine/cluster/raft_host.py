@@ -49,8 +49,7 @@ log = structlog.get_logger(__name__)
 
 
 class RaftHost:
-    """`ports.ReplicatedLog` over PySyncObj. Make it, add the groups, then start; one loop, which is the
-    caller's."""
+    """`ports.ReplicatedLog` over PySyncObj. Make it, add the groups, then start; one loop, which is the caller's."""
 
     def __init__(
         self,
@@ -111,8 +110,7 @@ class RaftHost:
         )
         self._receiver = SnapshotReceiver(machine, self._groups, self._outbox.flushed, self._mark)
         self.ignored_frames = 0
-        """Frames that were malformed, for a group not held here, or arrived while the journal was
-        unwritable."""
+        """Frames that were malformed, for a group not held here, or arrived while the journal was unwritable."""
 
     # ── life ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -225,8 +223,7 @@ class RaftHost:
         return tuple(self._groups)
 
     def on_leader_change(self, changed: Callable[[GroupId, NodeId | None], None]) -> None:
-        """Tell `changed(group, leader)`, from the loop, each time this node learns of another leader or of
-        none."""
+        """Tell `changed(group, leader)`, from the loop, each time this node learns of another leader or of none."""
         self._listeners.append(changed)
 
     def read_only(self) -> str | None:
@@ -389,8 +386,7 @@ class RaftHost:
         self._timer = self._loop.call_later(self._timing.heartbeat_ms / 2000, self._tick)
 
     def _tick(self) -> None:
-        """Twice per heartbeat: all groups that lead beat in the same turn, so that a peer gets one
-        message."""
+        """Twice per heartbeat: all groups that lead beat in the same turn, so that a peer gets one message."""
         self._arm()
         if self._reason is not None:
             return

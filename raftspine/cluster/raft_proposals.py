@@ -103,8 +103,7 @@ class Proposals:
         self._queue.clear()
 
     def superseded(self, index: int) -> None:
-        """Entries from `index` on are being cut. Another replica may hold them still, so their fate is
-        open."""
+        """Entries from `index` on are being cut. Another replica may hold them still, so their fate is open."""
         self._give_up([at for at in self._entered if at >= index], "a new leader's log does not hold this entry")
 
     def covered(self, index: int) -> None:

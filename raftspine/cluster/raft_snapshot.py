@@ -110,8 +110,7 @@ class SnapshotReceiver:
         self._changed = changed
         self._incoming: dict[GroupId, _Incoming] = {}
         self._finished: dict[GroupId, tuple[bytes, int]] = {}
-        """Last transfer installed, and its answer: the sender repeats the last chunk when the answer was
-        lost."""
+        """Last transfer installed, and its answer: the sender repeats the last chunk when the answer was lost."""
 
     def tasks(self) -> list["asyncio.Task[int]"]:
         """Installations under way."""

@@ -24,8 +24,7 @@ HANDOVER_SECONDS = 1.0
 """How long proposals wait for a transfer of leadership before it is called off: about an election."""
 
 NEARLY = 64
-"""Entries a preferred replica may lag behind and still be handed leadership; it gets them while proposals
-wait."""
+"""Entries a preferred replica may lag behind and still be handed leadership; it gets them while proposals wait."""
 
 REFUSED_SECONDS = 60.0
 """Pause after a preferred replica did not take over, so that its group does not stall again and again."""

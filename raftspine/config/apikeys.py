@@ -40,8 +40,7 @@ _role = k.member_of(KeyRole, tuple(KeyRole))
 
 
 def load_api_keys(path: Path | str) -> dict[bytes, ApiKey]:
-    """SHA-256 digest (32 bytes) -> key. ConfigFaults for all faults at once, Misuse when it cannot be
-    read."""
+    """SHA-256 digest (32 bytes) -> key. ConfigFaults for all faults at once, Misuse when it cannot be read."""
     file = Path(path)
     try:
         data = file.read_bytes()

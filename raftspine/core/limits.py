@@ -47,8 +47,7 @@ DEFAULTS = Limits()
 
 
 def check_id(id: str, limits: Limits = DEFAULTS, field: str = "id") -> None:
-    """1 to 255 bytes of UTF-8 without control characters; slashes and any script are allowed.
-    InvalidRequest."""
+    """1 to 255 bytes of UTF-8 without control characters; slashes and any script are allowed. InvalidRequest."""
     if not isinstance(id, str):
         raise InvalidRequest(f"{field} must be text", field=field)
     if not id:
@@ -185,8 +184,7 @@ def _json_bytes(value: Any, field: str) -> int:
 
 
 def _check_json(value: Any, field: str, depth: int) -> None:
-    """Only what JSON can say and msgpack can carry: no NaN, no infinity, no integer beyond 64 bits, text
-    keys."""
+    """Only what JSON can say and msgpack can carry: no NaN, no infinity, no integer beyond 64 bits, text keys."""
     if isinstance(value, str):
         if not value.isascii():
             _utf8_bytes(value, field)

@@ -51,8 +51,7 @@ def winner(record: RingRecord) -> Version:
 
 
 def crowded(record: RingRecord) -> bool:
-    """Whether so many siblings have piled up that the next holder should write the winner again over all of
-    them."""
+    """Whether so many siblings have piled up that the next holder should write the winner again over all of them."""
     return len(record.versions) > MAX_SIBLINGS
 
 

@@ -23,8 +23,7 @@ from raftspine.model import MAX_GROUPS, Member, NodeId, Role, Table
 META_VOTERS = 5
 
 _Cost = tuple[int, int, int, Fraction]
-"""Replicas above a cap, replicas sharing a host, replicas sharing a zone, unevenness. Compared in this
-order."""
+"""Replicas above a cap, replicas sharing a host, replicas sharing a zone, unevenness. Compared in this order."""
 
 _NO_CHANGE: _Cost = (0, 0, 0, Fraction(0))
 _N = TypeVar("_N")
@@ -90,8 +89,7 @@ class _Plan:
                 self._take(g, node)
 
     def fill(self) -> None:
-        """Give each group its replicas, one per round, so that no group is left with the nodes nobody
-        wanted."""
+        """Give each group its replicas, one per round, so that no group is left with the nodes nobody wanted."""
         for size in range(1, self.factor + 1):
             for g in range(self.groups):
                 if len(self.sets[g]) < size:

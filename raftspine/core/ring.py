@@ -21,8 +21,7 @@ def token_of(key: str) -> int:
 
 
 class ConsistentHashRing:
-    """The circle. Two nodes on one token are ordered by name, so the outcome never depends on insertion
-    order."""
+    """The circle. Two nodes on one token are ordered by name, so the outcome never depends on insertion order."""
 
     def __init__(self, nodes: Iterable[str], virtual_nodes: int = 150) -> None:
         if virtual_nodes < 1:
@@ -74,8 +73,7 @@ class ConsistentHashRing:
         return wanted
 
     def walk(self, token: int) -> Iterator[str]:
-        """Every node once, in the order of its first point clockwise from `token`. Nothing on an empty
-        ring."""
+        """Every node once, in the order of its first point clockwise from `token`. Nothing on an empty ring."""
         met: set[str] = set()
         start = self._after(token) if self._points else 0
         count = len(self._points)

@@ -47,8 +47,7 @@ class Override(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Where a write goes. `matched`: the tags that decided it, in the memory's order; `reason`: one
-    sentence."""
+    """Where a write goes. `matched`: the tags that decided it, in the memory's order; `reason`: one sentence."""
 
     model: Model
     path: Path
@@ -69,8 +68,7 @@ class Router:
         self._default = Decision(default, path_of(default), (), "no override matches its tags: the default applies")
 
     def write(self, tags: tuple[str, ...], wish: Model | None = None) -> Decision:
-        """Model and path for a write. InvalidRequest(`cannot_weaken`) when `wish` is below what the tags
-        demand."""
+        """Model and path for a write. InvalidRequest(`cannot_weaken`) when `wish` is below what the tags demand."""
         demand = self._default if self._special.isdisjoint(tags) else self._match(tags)
         if wish is None or wish is demand.model:
             return demand
@@ -84,9 +82,14 @@ class Router:
             )
         return Decision(wish, path_of(wish), demand.matched, f"the request asks for {wish.value}")
 
+    def on_ring(self, tags: tuple[str, ...]) -> Model:
+        """The model under which the ring keeps a memory with these tags. Strong ones can be there too, written under
+        another configuration; the ring gives them what it gives by default."""
+        demand = self._default if self._special.isdisjoint(tags) else self._match(tags)
+        return Model.READ_YOUR_WRITES if demand.model is Model.STRONG else demand.model
+
     def read(self, kept: Model, wish: Model | None = None) -> Model:
-        """The model a read is served under: what was asked for, weaker or stronger, else how the memory is
-        kept."""
+        """The model a read is served under: what was asked for, weaker or stronger, else how the memory is kept."""
         return kept if wish is None else wish
 
     def _match(self, tags: tuple[str, ...]) -> Decision:

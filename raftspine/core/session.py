@@ -129,8 +129,7 @@ def encode(token: Token, key: bytes) -> str:
 
 
 def decode(text: str, key: bytes) -> Token:
-    """The token in a text. Malformed naming the header when it is malformed, foreign or tampered
-    with."""
+    """The token in a text. Malformed naming the header when it is malformed, foreign or tampered with."""
     if len(text) > MAX_CHARS:
         raise _refused(f"is longer than {MAX_CHARS} characters")
     try:

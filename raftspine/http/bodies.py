@@ -116,8 +116,7 @@ class RecordList(Struct, frozen=True):
 
 
 class LostWrite(Struct, frozen=True):
-    """A write that lost against a concurrent one. `deleted`: the losing write was a delete, so it has no
-    fields."""
+    """A write that lost against a concurrent one. `deleted`: the losing write was a delete, so it has no fields."""
 
     id: str
     version: str

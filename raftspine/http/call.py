@@ -29,8 +29,7 @@ class Silent:
 
 
 class Call:
-    """One request: decoded path parameters, query and body of the route's types, headers, and how to
-    answer."""
+    """One request: decoded path parameters, query and body of the route's types, headers, and how to answer."""
 
     __slots__ = (
         "body",

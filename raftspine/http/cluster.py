@@ -55,8 +55,7 @@ class Requests(Protocol):
 
 
 class ClusterHandlers:
-    """The cluster routes over one view. `document` yields /openapi.json once the table of routes is
-    complete."""
+    """The cluster routes over one view. `document` yields /openapi.json once the table of routes is complete."""
 
     def __init__(
         self, cluster: ClusterView, requests: Requests, limits: Limits, document: Callable[[], bytes]
@@ -100,8 +99,7 @@ class ClusterHandlers:
         return call.reply(200, self._cluster.stats())
 
     async def healthz(self, call: Call) -> Reply:
-        """The process answers. Says nothing about the cluster, so that nobody restarts a node for its peers'
-        sake."""
+        """The process answers. Says nothing about the cluster, so that nobody restarts a node for its peers' sake."""
         return call.reply(200, Health("ok", self._cluster.node_id, self._cluster.version))
 
     async def readyz(self, call: Call) -> Reply:

@@ -66,8 +66,7 @@ class Router:
         return same_length[-1][1]
 
     def find(self, method: str, path: str) -> tuple[Bound, tuple[str, ...]]:
-        """The route and its decoded parameters. NotFound, or MethodNotAllowed when only the method is
-        wrong."""
+        """The route and its decoded parameters. NotFound, or MethodNotAllowed when only the method is wrong."""
         if path.startswith(HOT):
             rest = path[len(HOT) :]
             if "/" not in rest:

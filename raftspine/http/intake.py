@@ -12,13 +12,11 @@ from raftspine.errors import Malformed, TooLarge
 from raftspine.http.problems import UnsupportedMedia
 
 BODY_SECONDS = 30.0
-"""How long the rest of a body may take to arrive; a client that stalls must not hold a connection for
-ever."""
+"""How long the rest of a body may take to arrive; a client that stalls must not hold a connection for ever."""
 
 
 async def read_body(request: web.BaseRequest, limit: int) -> bytes:
-    """The body, at most `limit` bytes. TooLarge, Malformed (empty, cut off), UnsupportedMedia
-    (compressed)."""
+    """The body, at most `limit` bytes. TooLarge, Malformed (empty, cut off), UnsupportedMedia (compressed)."""
     content = request.content
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":
         raise UnsupportedMedia("send the body without Content-Encoding", details={"field": "Content-Encoding"})

@@ -103,8 +103,7 @@ def _wait_ms(text: str) -> int:
 
 
 def request_id(headers: Headers) -> str | None:
-    """The client's own request id, when it is one that may be echoed; anything else is replaced, not
-    refused."""
+    """The client's own request id, when it is one that may be echoed; anything else is replaced, not refused."""
     given = headers.get(REQUEST_ID)
     return given if given is not None and _REQUEST_ID(given) else None
 

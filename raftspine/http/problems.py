@@ -70,8 +70,7 @@ election takes one to two seconds; a full disk is not freed within one."""
 
 
 class ErrorBody(Struct, frozen=True):
-    """What every failure says. `code` is the machine's word, `message` is for people, `details` for
-    programs."""
+    """What every failure says. `code` is the machine's word, `message` is for people, `details` for programs."""
 
     code: str
     message: str

@@ -27,8 +27,7 @@ def body(value: Any, msgpack: bool) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _second(seconds: int) -> str:
-    """A pure function whose last results are kept: records of one page, and all fresh writes, share
-    seconds."""
+    """A pure function whose last results are kept: records of one page, and all fresh writes, share seconds."""
     clamped = max(0, min(seconds, _MAX_SECONDS))
     return datetime.fromtimestamp(clamped, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
 

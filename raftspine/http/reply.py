@@ -87,8 +87,7 @@ class Heads:
         self._lines: dict[str, str] = {}
 
     def start(self, content_type: str, now: float) -> str:
-        """Lines for `content_type`; `now` is the monotonic time in seconds, and the Date is renewed once a
-        second."""
+        """Lines for `content_type`; `now` is the monotonic time in seconds, and the Date is renewed once a second."""
         if now >= self._due:
             self._due = now + 1.0
             self._lines.clear()

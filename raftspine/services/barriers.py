@@ -1,16 +1,15 @@
 """The point in a group's log that a linearizable read must wait for, asked once for many readers.
 
-A read is linearizable when it is served from a state that contains everything acknowledged before the read
-began. The leader proves such a point with a heartbeat round; asking for one round per read would cost more
-messages than the writes. So all readers of one loop turn share a round, those that come while it is under way share the next (one
-question per group at a time), and the rule that keeps this right
-is: **a reader never joins a round that has already been sent**. A round that started before the reader did
-may prove a point that is older than a write the reader's client has seen acknowledged; sharing it is the
-classic stale read.
+A read is linearizable when it is served from a state that contains everything acknowledged before the read began. The
+leader proves such a point with a heartbeat round; asking for one round per read would cost more messages than the
+writes. So all readers of one loop turn share a round, those that come while it is under way share the next (one
+question per group at a time), and the rule that keeps this right is: **a reader never joins a round that has already
+been sent**. A round that started before the reader did may prove a point that is older than a write the reader's
+client has seen acknowledged; sharing it is the classic stale read.
 
-A round is a short chain of callbacks and never a task: index from the leader (here or one hop away), wait
-until this replica has applied it, wake the readers. It fails as a whole; whether to try again is the reader's
-decision, because only the reader knows its deadline.
+A round is a short chain of callbacks and never a task: index from the leader (here or one hop away), wait until this
+replica has applied it, wake the readers. It fails as a whole; whether to try again is the reader's decision, because
+only the reader knows its deadline.
 """
 
 import asyncio

@@ -1,26 +1,26 @@
-"""How a node comes to know which cluster it belongs to, once in its life, and how it notices that it does
-not.
+"""How a node comes to know which cluster it belongs to, once in its life, and how it notices that it does not.
 
-The table must be agreed before anything can be routed, and nothing can be agreed before someone knows the
-voters; this knot is cut by computing the same first plan from the same cluster file on every node. The plan's
-meta voters elect a leader; the leader proposes the plan (with a cluster id it mints) as the first table; from
-then on the logged table rules and the file is only compared with it. Nodes outside the meta group ask their
-peers.
+The table must be agreed before anything can be routed, and nothing can be agreed before someone knows the voters;
+this knot is cut by computing the same first plan from the same cluster file on every node. The plan's meta voters
+elect a leader; the leader proposes the plan (with a cluster id it mints) as the first table; from then on the logged
+table rules and the file is only compared with it. Nodes outside the meta group ask their peers.
 
-Without the identity row a data directory copied or mounted at the wrong node would vote twice in one term,
-and one from another cluster would answer with that cluster's memories.
+Without the identity row a data directory copied or mounted at the wrong node would vote twice in one term, and one
+from another cluster would answer with that cluster's memories. A node that has lost its Raft journal
+no longer knows its votes either, and is not let back in (`check_votes`).
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 
 from raftspine import codec
 from raftspine.core.ledger import cluster
-from raftspine.errors import Misuse, SpineError, Unavailable, Unknown
-from raftspine.model import META_GROUP, NodeId, Table
-from raftspine.ports import Engine, Entropy, ReplicatedLog, Rpc
+from raftspine.errors import Corrupt, Misuse, SpineError, Unavailable, Unknown
+from raftspine.model import META_GROUP, GroupId, NodeId, Table
+from raftspine.ports import Engine, Entropy, Position, ReplicatedLog, Rpc
 from raftspine.services.deadlines import Bell
 from raftspine.services.topology import Topology
 from raftspine.storage import keys
@@ -133,6 +133,33 @@ class ClusterBootstrap:
                 raise answer
             elif answer is not None:
                 self._topology.adopt(codec.decode_table(answer))
+
+
+def check_votes(
+    node: NodeId,
+    topology: Topology,
+    journal: Sequence[GroupId],
+    position: Callable[[GroupId], Position],
+    *,
+    raft_folder: str,
+) -> None:
+    """Raises Corrupt when this node has lived before and its Raft journal has been lost.
+
+    Such a node has forgotten whom it voted for and which entries it acknowledged. Back under its id it would vote a
+    second time in a term, or elect a leader that lacks what it helped to commit. `journal` names the groups in the
+    journal, `position` tells where each group's stored state stands: entries are applied only once the journal is on
+    disk, so state of a log that the journal does not know proves the loss, and a crash in a node's first moments,
+    which leaves a table and no journal yet, is not mistaken for one.
+    """
+    if journal or all(position(group).index == 0 for group in (META_GROUP, *topology.held())):
+        return
+    raise Corrupt(
+        f"the Raft journal in {raft_folder} is empty, but node {node} has taken part in its groups before: the votes "
+        "and acknowledgements it gave are lost, and a node that lost its votes must not come back under its id. "
+        f"Restore {raft_folder} as it was when the node last stopped. If it is gone for good, leave this node down "
+        "(the cluster goes on while each group has a majority); replacing a node is not supported yet",
+        details={"file": raft_folder},
+    )
 
 
 def serve_table(rpc: Rpc, topology: Topology, cluster_name: str) -> None:

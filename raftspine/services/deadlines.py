@@ -15,8 +15,7 @@ T = TypeVar("T")
 
 
 class Late(Exception):
-    """The deadline passed first. Never leaves the services: it is turned into Unavailable or Unknown
-    there."""
+    """The deadline passed first. Never leaves the services: it is turned into Unavailable or Unknown there."""
 
 
 async def within(future: "Future[T]", seconds: float, loop: AbstractEventLoop) -> T:
@@ -27,8 +26,7 @@ async def within(future: "Future[T]", seconds: float, loop: AbstractEventLoop) -
     try:
         return await future
     except CancelledError:
-        # A cancelled task cancels what it awaits too: only when nobody asked this task to end was it the
-        # timer.
+        # A cancelled task cancels what it awaits too: only when nobody asked this task to end was it the timer.
         task = asyncio.current_task(loop)
         if task is None or task.cancelling():
             raise
@@ -47,8 +45,7 @@ class Bell:
         self._waiters: list[Future[None]] = []
 
     def ring(self, *_: Any) -> None:
-        """Wake everyone who waits now. Takes and ignores arguments, so that it can be handed out as a
-        callback."""
+        """Wake everyone who waits now. Takes and ignores arguments, so that it can be handed out as a callback."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

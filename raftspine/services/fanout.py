@@ -1,8 +1,9 @@
 """Turns many small writes into few messages, and counts who has them.
 
-A write is acknowledged when W of its group's replicas hold it. Writes travel to a peer together, one message under way
-at a time, and those of one loop turn share one commit of this node's log; the acknowledgement of the message acknowledges them all. Without
-this a write would cost a message and an fsync of its own, and the store would be an order of magnitude slower.
+A write is acknowledged when W of its group's replicas hold it. Writes travel to a peer together, one message under
+way at a time, and those of one loop turn share one commit of this node's log; the acknowledgement of the message
+acknowledges them all. Without this a write would cost a message and an fsync of its own, and the store would be an
+order of magnitude slower.
 
 A write that cannot reach W any more fails at once (`no_quorum`, with how many hold it and `indeterminate`): it may
 still spread to the others later, because what some replicas hold is not rolled back. Each replica's answer counts

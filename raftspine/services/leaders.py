@@ -13,8 +13,7 @@ from raftspine.ports import ReplicatedLog, Rpc
 from raftspine.services.topology import Topology
 
 HURRY = 2
-"""How often a request follows a change of leader at once before it waits for news: a hint, and a hint's
-hint."""
+"""How often a request follows a change of leader at once before it waits for news: a hint, and a hint's hint."""
 
 
 class Leaders:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from typing import Any
 
 from raftspine.core.dots import Vector
+from raftspine.core.routing import Router
 from raftspine.core.session import Token
 from raftspine.errors import Misdirected, SpineError, Unavailable
 from raftspine.model import GroupId, Model, NodeId
@@ -33,7 +34,7 @@ class Listing:
 
     def __init__(
         self,
-        node: NodeId,
+        router: Router,
         replica: RingReplica,
         ring: RingPath,
         strong: StrongPath,
@@ -46,7 +47,7 @@ class Listing:
         barrier_ms: int,
     ) -> None:
         self._barrier_ms = barrier_ms
-        self._node = node
+        self._router = router
         self._replica = replica
         self._ring = ring
         self._strong = strong
@@ -99,7 +100,7 @@ class Listing:
             await asyncio.gather(*(self._current(ask, token, group) for group in groups))
         found = rows.page(self._replica.engine, groups, query, self._clock.wall_ms())
         items = [
-            Stored(id, memory, version, Model.STRONG if strong else Model.READ_YOUR_WRITES)
+            Stored(id, memory, version, Model.STRONG if strong else self._router.on_ring(memory.tags))
             for id, memory, version, strong in found.items
         ]
         return Page(items, found.next)

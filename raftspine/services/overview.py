@@ -1,8 +1,10 @@
 """What an operator asks of a node: is it ready, what does it hold, who leads, who is behind, and why.
 
-Each answer is read from the part that owns the fact at the moment of the question; nothing here is remembered,
-so nothing here can be stale. `ready` is a promise to a load balancer, and means that this node can serve both
-paths of every group it holds: it has the table, its log is writable, and each of its groups has a leader.
+Each answer is read from the part that owns the fact at the moment of the question; nothing here is remembered, so
+nothing here can be stale, but for the counts of a large store (counts.py says how old they may be). `ready` is a
+promise to a load balancer, and means that this node can serve both paths of every group it holds: it has the table,
+its log is writable, and each of its groups has a leader from which this node has heard what is committed. A node that
+has not is empty as far as it knows, and would be sent requests that it can only make wait.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,14 +14,11 @@ from raftspine.core.hlc import Hlc
 from raftspine.model import META_GROUP, GroupId, NodeId, Table
 from raftspine.ports import Engine, LogStatus, ReplicatedLog, Rpc
 from raftspine.services.catchup import Catchup
+from raftspine.services.counts import Counts
 from raftspine.services.fanout import Fanout
 from raftspine.services.replica import RingReplica
 from raftspine.services.telemetry import Telemetry
 from raftspine.services.topology import Topology
-from raftspine.storage import memories as rows
-
-COUNT_LIMIT = 100_000
-"""Groups larger than this are reported as this large: statistics must not scan a store of millions."""
 
 
 class Overview:
@@ -33,6 +32,7 @@ class Overview:
         topology: Topology,
         replica: RingReplica,
         catchup: Catchup,
+        counts: Counts,
         fanout: Fanout,
         log: ReplicatedLog,
         rpc: Rpc,
@@ -47,6 +47,7 @@ class Overview:
         self._topology = topology
         self._replica = replica
         self._catchup = catchup
+        self._counts = counts
         self._fanout = fanout
         self._log = log
         self._rpc = rpc
@@ -77,6 +78,8 @@ class Overview:
                 reasons.append(f"{name}: {status.reason}")
             elif status.leader is None:
                 reasons.append(f"{name} has no leader")
+            elif status.commit == 0:
+                reasons.append(f"{name} has nothing from its leader yet")
         held = self._topology.held()
         reasons += [f"{group_name(group)} is not loaded yet" for group in held if not self._replica.holds(group)]
         return not reasons, reasons
@@ -119,7 +122,7 @@ class Overview:
         }
 
     def stats(self) -> dict[str, Any]:
-        """Counts of what this node holds."""
+        """Counts of what this node holds; see `group_counts` for how exact they are."""
         counts = self.group_counts()
         return {
             "node": self.node,
@@ -150,9 +153,11 @@ class Overview:
         return [self._log.status(group) for group in self._log.groups()]
 
     def group_counts(self) -> dict[GroupId, int]:
-        return {group: rows.count(self._engine, group, COUNT_LIMIT) for group in self._replica.groups()}
+        """Ids per group, tombstones included: exact, but for a large store as of its last walk (counts.py)."""
+        return self._counts.by_group()
 
     def partition_skew(self) -> dict[str, float]:
+        """The largest group over the mean, from `group_counts`."""
         counts = list(self.group_counts().values())
         mean = sum(counts) / len(counts) if counts else 0.0
         return {"memories": round(max(counts) / mean, 3) if mean else 1.0}

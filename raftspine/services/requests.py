@@ -79,8 +79,7 @@ class RingRequests(Protocol):
         ...
 
     async def void(self, digest: bytes) -> Trace | None:
-        """Write a void row to W replicas of each group. The trace of a write that was done before, else
-        None."""
+        """Write a void row to W replicas of each group. The trace of a write that was done before, else None."""
         ...
 
 

@@ -11,7 +11,7 @@ another node would miss its own write.
 Whoever meets a replica whose log keeps the id, and did not know, gets `Promoted`: the ring has nothing to say then.
 """
 
-import asyncio
+from asyncio import Future
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,12 +19,12 @@ from raftspine import codec
 from raftspine.core import merge
 from raftspine.core.quorum import read_quorum
 from raftspine.core.session import Token
-from raftspine.core.version_text import ring_version_text
-from raftspine.errors import Conflict, SpineError, Unavailable
+from raftspine.errors import Conflict, Unavailable
 from raftspine.model import Dot, GroupId, Memory, Model, NodeId, RingRecord, Version
 from raftspine.ports import Rpc
 from raftspine.services import lineage
 from raftspine.services.fanout import Fanout, Write
+from raftspine.services.poll import Poll
 from raftspine.services.replica import Promoted, RingReplica
 from raftspine.services.topology import Topology
 from raftspine.storage import memories as rows
@@ -119,7 +119,7 @@ class RingPath:
             if lost and conditional:
                 raise Conflict(
                     "a concurrent write won; this one is kept in the conflict log",
-                    details={"version": version_text(version)},
+                    details={"version": rows.ring_version(version)},
                 )
             if base is None or (not lost and (conditional or _tags(compose(base, stamp)) == _tags(memory))):
                 return version
@@ -230,31 +230,13 @@ class RingPath:
             raise Promoted
         return mine
 
-    async def ask(
+    def ask(
         self, peers: Iterable[NodeId], method: str, body: Any, needed: int, *, everyone: bool = False
-    ) -> list[Any]:
-        """The first `needed` answers of these peers (`everyone`: all there are). Raises Unavailable(`no_quorum`) when
-        there are too few."""
+    ) -> "Future[list[Any]]":
+        """The first `needed` answers of these peers (`everyone`: all there are), each counted once; poll.py says whom
+        it asks when. Fails with Unavailable(`no_quorum`) when there are too few."""
         live = [peer for peer in peers if self._rpc.connected(peer)]
-        answers: list[Any] = []
-        while live and (everyone or len(answers) < needed):
-            count = len(live) if everyone else needed - len(answers)
-            now, live = live[:count], live[count:]
-            calls = [self._rpc.call(peer, method, body, timeout_ms=self._timeout_ms) for peer in now]
-            for result in await asyncio.gather(*calls, return_exceptions=True):
-                if isinstance(result, BaseException):
-                    if not isinstance(result, SpineError):
-                        raise result
-                else:
-                    answers.append(result)
-        if len(answers) < needed:
-            raise Unavailable(
-                f"a read needs {needed + 1} replicas and {len(answers) + 1} answered",
-                code="no_quorum",
-                details={"answered": len(answers) + 1, "needed": needed + 1},
-                retry_after_ms=500,
-            )
-        return answers
+        return Poll(self._rpc, live, method, body, needed, timeout_ms=self._timeout_ms, everyone=everyone).future
 
     def others_to_read(self, group: GroupId) -> int:
         """How many other replicas a read must ask to meet every acknowledged write."""
@@ -308,17 +290,6 @@ class RingPath:
         ]
 
 
-def shown(record: RingRecord | None, now_ms: int) -> Version | None:
-    """What a reader sees of a record: the winner, unless it is a delete or has expired."""
-    if record is None:
-        return None
-    winner = record.versions[0]
-    memory = winner.memory
-    if memory is None or (memory.expires_at_ms is not None and memory.expires_at_ms <= now_ms):
-        return None
-    return winner
-
-
 def _without(record: RingRecord, dots: set[Dot]) -> RingRecord | None:
     """A record without some versions: what an operation found, and not what it made itself."""
     kept = tuple(version for version in record.versions if version.dot not in dots)
@@ -327,7 +298,3 @@ def _without(record: RingRecord, dots: set[Dot]) -> RingRecord | None:
 
 def _tags(memory: Memory | None) -> tuple[str, ...]:
     return () if memory is None else memory.tags
-
-
-def version_text(version: Version) -> str:
-    return ring_version_text(version.origin, version.seq)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from raftspine.core import session
 from raftspine.core.session import Token
+from raftspine.errors import Unavailable
 from raftspine.model import GroupId
 from raftspine.ports import ReplicatedLog
 from raftspine.services.deadlines import Late, within
@@ -60,3 +61,16 @@ async def log_applied(log: ReplicatedLog, token: Token, group: GroupId, wait_ms:
     except Late:
         return False
     return True
+
+
+async def require_log(log: ReplicatedLog, token: Token, group: GroupId, wait_ms: int) -> None:
+    """Wait until this replica has applied what the session saw in the group's log. Raises
+    Unavailable(`session_unavailable`) after `wait_ms`. Most sessions saw nothing there: callers look first, and spare
+    themselves the wait."""
+    if not await log_applied(log, token, group, wait_ms):
+        raise Unavailable(
+            "this replica has not yet applied this session's strong writes",
+            code="session_unavailable",
+            details={"group": group},
+            retry_after_ms=200,
+        )

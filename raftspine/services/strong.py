@@ -186,8 +186,7 @@ class StrongPath:
             await self.news.heard(min(left, self._timing.recheck_ms / 1000), loop)
 
     async def applied(self, group: GroupId, index: int, wait_ms: int) -> bool:
-        """Whether this replica has applied a log index, or does so within `wait_ms`. Only where it is
-        held."""
+        """Whether this replica has applied a log index, or does so within `wait_ms`. Only where it is held."""
         future = self._log.wait_applied(group, index)
         if not future.done() and wait_ms <= 0:
             future.cancel()

@@ -1,5 +1,4 @@
-"""`python -m raftspine.sim`: play seeds and say what happened; the seed comes first, so a run can be
-repeated."""
+"""`python -m raftspine.sim`: play seeds and say what happened; the seed comes first, so a run can be repeated."""
 
 import argparse
 import logging

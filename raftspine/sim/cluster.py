@@ -93,6 +93,7 @@ class SimHost:
             raft_log=self.disk.directory("raft"),
             tree=hold,
             open_links=self._open_links,
+            folder=f"/simulated/{self.id}",
         )
         node = self.node = Node(self._cluster.config, self.id, world)
         if self._cluster.on_start is not None:

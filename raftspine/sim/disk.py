@@ -85,6 +85,10 @@ class SimDirectory:
         self._files = files
         self._life = disk.life
 
+    @property
+    def path(self) -> str:
+        return "disk"
+
     def names(self) -> list[str]:
         return sorted(self._files)
 

@@ -7,8 +7,7 @@ own, so whatever is read names the write it came from, and each load keeps the s
   acknowledged last, or what an unanswered write may have left; nothing older, and no zombie.
 * `Moving`: the same, with tags that send the memory to the log and back to the ring.
 * `Shared`: writers that meet on a key. Every acknowledged write is shown, was seen by whoever replaced it, or is in
-the
-  conflict log.
+  the conflict log.
 * `Counters`: compare-and-set from many clients; the value says how often an increment happened.
 """
 

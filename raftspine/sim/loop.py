@@ -133,8 +133,7 @@ class VirtualClock:
 
 
 def run(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]], *, seed: int = 0) -> T:
-    """Run `main(loop)` on a virtual loop of its own. Raises what it raised, or the first fault in a
-    callback."""
+    """Run `main(loop)` on a virtual loop of its own. Raises what it raised, or the first fault in a callback."""
     loop = VirtualLoop(seed)
     runner = asyncio.Runner(loop_factory=lambda: loop)
     try:

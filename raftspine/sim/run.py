@@ -8,8 +8,7 @@ cuts in one or both directions, resets. At the end all is healed, and then:
 * a counter shows every acknowledged increment, and at most the unknown ones beside them;
 * of concurrent writes each is shown, was seen by what replaced it, or is in the conflict log;
 * all replicas of a group hold the same ring records, vectors and strong state, their indexes say what their records
-say,
-  and their vectors what their rows say.
+  say, and their vectors what their rows say.
 """
 
 import asyncio

@@ -28,6 +28,7 @@ from raftspine.storage import keys
 from raftspine.storage.futures import SharedFuture
 from raftspine.storage.keys import MAX_KEY_BYTES
 from raftspine.storage.layers import Layers, Limits
+from raftspine.storage.segment import REMEDY
 from raftspine.storage.turnlog import TurnLog
 from raftspine.storage.wal import OnCut, Wal
 
@@ -278,8 +279,7 @@ class Engine:
         elif wal.first_position > reached + 1:
             raise Corrupt(
                 f"the log begins at record {wal.first_position}, but the tree ends at {reached}: segments "
-                "are missing. Restore this node's data directory from a backup, or move it away and let the "
-                "node fetch its data from the other replicas",
+                f"are missing. {REMEDY}",
                 details={"file": "log", "offset": 0},
             )
         size = 0

@@ -37,6 +37,10 @@ class FileDirectory:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
+    @property
+    def path(self) -> str:
+        return str(self._path)
+
     def names(self) -> list[str]:
         with os.scandir(self._path) as entries:
             return [entry.name for entry in entries if entry.is_file() and entry.name != LOCK_NAME]

@@ -71,8 +71,7 @@ class Journal:
 
     @classmethod
     def open(cls, log: Log, *, rotate_bytes: int = 64 << 20) -> "Journal":
-        """Read the log back. Raises Corrupt, naming the place and what to do, when its records make no
-        sense."""
+        """Read the log back. Raises Corrupt, naming the place and what to do, when its records make no sense."""
         journal = cls(log, rotate_bytes=rotate_bytes)
         replay = _Replay(journal)
         replay.run(log)

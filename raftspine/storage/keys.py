@@ -175,8 +175,7 @@ def by_value(group: int, field: bytes, value: str) -> bytes:
 
 
 def by_time(group: int, field: bytes, at_ms: int) -> bytes:
-    """What the index rows of this millisecond begin with; BY_UPDATE and BY_EXPIRY are ordered by time, then
-    id."""
+    """What the index rows of this millisecond begin with; BY_UPDATE and BY_EXPIRY are ordered by time, then id."""
     return kind_of_group(INDEX, group) + field + number(max(at_ms, 0))
 
 

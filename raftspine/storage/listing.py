@@ -174,8 +174,7 @@ def _chunk(limit: int, sources: int) -> int:
 
 
 def _most_selective(view: View, groups: Sequence[int], query: Query) -> tuple[bytes, str] | None:
-    """The filter whose index has the fewest rows in a sample of the groups; None when no filter has an
-    index."""
+    """The filter whose index has the fewest rows in a sample of the groups; None when no filter has an index."""
     given = ((keys.BY_TAG, query.tag), (keys.BY_AGENT, query.agent_id), (keys.BY_NAMESPACE, query.namespace))
     usable = [(field, value) for field, value in given if value]
     if len(usable) < 2:

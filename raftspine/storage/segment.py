@@ -37,6 +37,13 @@ TELLING_BYTES = 64
 LOOK_AHEAD = 256
 """How many successors of a damaged record are looked for; one ruined 4 KiB page can hold no more."""
 
+REMEDY = (
+    "Leave the data directory as it is and this node down (the others go on while they are a majority), and restore "
+    "it from a backup. Do not start the node empty under its old id: it would forget what it promised "
+    "(docs/operations.md)"
+)
+"""What the operator can do about damage, whichever file it is in."""
+
 _MAGIC = b"RSPWAL\n\x01"
 _HEAD = struct.Struct(">8sQI")
 _RECORD = struct.Struct(">IQII")
@@ -89,8 +96,7 @@ def begins_well(segment: Segment, data: bytes) -> bool:
 
 
 def _record_at(data: memoryview, offset: int, expected: int | None) -> tuple[int, int, int] | None:
-    """(end, position, unsynced) of the whole record at `offset`, if one is there with the expected
-    position."""
+    """(end, position, unsynced) of the whole record at `offset`, if one is there with the expected position."""
     start = offset + RECORD_BYTES
     if start > len(data):
         return None
@@ -104,8 +110,7 @@ def _record_at(data: memoryview, offset: int, expected: int | None) -> tuple[int
 
 
 def records(segment: Segment, data: memoryview) -> Iterator[tuple[int, bytes, int]]:
-    """The whole records from the segment's beginning as (position, payload, end), up to the first bad
-    place."""
+    """The whole records from the segment's beginning as (position, payload, end), up to the first bad place."""
     offset, position = HEAD_BYTES, segment.first
     while (record := _record_at(data, offset, position)) is not None:
         end = record[0]
@@ -169,7 +174,6 @@ def _has_zero_sector(data: bytes, start: int, end: int) -> bool:
 def corrupt(name: str, offset: int, what: str) -> Corrupt:
     """The error for damage at a place, with what the operator can do about it."""
     return Corrupt(
-        f"{name}, offset {offset}: {what}. Restore this node's data directory from a backup, or move it away "
-        "and let the node fetch its data from the other replicas",
+        f"{name}, offset {offset}: {what}. {REMEDY}",
         details={"file": name, "offset": offset},
     )

@@ -23,6 +23,7 @@ from msgspec import msgpack
 from raftspine.errors import Corrupt, Misuse, NoSpace, SpineError, Unavailable
 from raftspine.storage import checkpoint, keys
 from raftspine.storage.checkpoint import ANSWER, REQUEST
+from raftspine.storage.segment import REMEDY
 
 DEFAULT_MAP_BYTES = 64 << 30
 """Address space, not disk: the file grows as it is filled."""
@@ -92,6 +93,7 @@ class LmdbTree(LmdbView):
         folder = Path(path)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
+            _check_length(folder, map_size_bytes)
             _prepare(folder, map_size_bytes)
             environment = checkpoint.open_environment(str(folder), map_size_bytes, readonly=True)
         except lmdb.Error as error:
@@ -218,6 +220,29 @@ class LmdbTree(LmdbView):
         self._process = None
 
 
+def _check_length(path: Path, map_size_bytes: int) -> None:
+    """Raises Corrupt when the file ends before its rows do. The map is memory to whoever reads it, so a page that
+    is not there ends the process by a signal, without a word. A short file alone proves nothing: pages that were
+    freed again before they were ever written may be missing at its end. So a process of its own reads every row."""
+    file = path / "data.mdb"
+    if not file.exists() or file.stat().st_size == 0:
+        return
+    environment = checkpoint.open_environment(str(path), map_size_bytes, readonly=True)
+    try:
+        promised = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    finally:
+        environment.close()
+    length = file.stat().st_size
+    if length >= promised:
+        return
+    command = [sys.executable, "-m", "raftspine.storage.checkpoint", str(path), str(map_size_bytes), checkpoint.WALK]
+    if subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode != 0:
+        raise Corrupt(
+            f"{file}, offset {length}: the file ends here, and its rows reach up to {promised}. {REMEDY}",
+            details={"file": str(file), "offset": length},
+        )
+
+
 def _prepare(path: Path, map_size_bytes: int) -> None:
     """Create what is missing, free the slots of readers that died, check or write the marker."""
     major, minor, _ = lmdb.version()
@@ -248,8 +273,7 @@ def _mapped(error: Any, path: Path) -> SpineError:
         return Misuse(f"{file} belongs to another LMDB engine: {error}", code="store_format")
     if isinstance(error, (lmdb.InvalidError, lmdb.CorruptedError)):
         return Corrupt(
-            f"{file} cannot be read: {error}. Restore this node's data directory from a backup, or move it "
-            "away and let the node fetch its data from the other replicas",
+            f"{file} cannot be read: {error}. {REMEDY}",
             details={"file": file, "offset": 0},
         )
     return Misuse(f"{file} cannot be opened: {error}", details={"path": str(path)})

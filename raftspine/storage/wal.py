@@ -12,7 +12,7 @@ Positions rise by one per record, across segments and restarts.
 from asyncio import Future
 from collections.abc import Callable, Iterator
 
-from raftspine.errors import TooLarge
+from raftspine.errors import Corrupt, TooLarge
 from raftspine.ports import AppendFile, Directory
 from raftspine.storage.segment import (
     HEAD_BYTES,
@@ -58,12 +58,10 @@ class Wal:
         ``offset`` for damage elsewhere, OSError when the disk refuses.
         """
         wal = cls(directory, segment_bytes)
-        segments = segments_of(directory.names())
-        for place, segment in enumerate(segments):
-            last = place == len(segments) - 1
-            if place and segment.first != wal._next:
-                raise corrupt(segment.name, 0, f"the records from {wal._next} to {segment.first - 1} are missing")
-            wal._admit(segment, last=last, on_cut=on_cut)
+        try:
+            wal._admit_all(on_cut)
+        except Corrupt as error:  # a node has two logs, whose segments have the same names
+            raise Corrupt(f"{directory.path}/{error.message}", details=error.details) from None
         if wal._segments:
             wal._file = directory.open(wal._segments[-1].name)
         wal._unsettled = [segment.name for segment in wal._segments[-2:-1]]
@@ -172,6 +170,13 @@ class Wal:
             self._file = None
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _admit_all(self, on_cut: OnCut | None) -> None:
+        segments = segments_of(self._directory.names())
+        for place, segment in enumerate(segments):
+            if place and segment.first != self._next:
+                raise corrupt(segment.name, 0, f"the records from {self._next} to {segment.first - 1} are missing")
+            self._admit(segment, last=place == len(segments) - 1, on_cut=on_cut)
 
     def _admit(self, segment: Segment, *, last: bool, on_cut: OnCut | None) -> None:
         """Check one segment found on disk and count its records."""

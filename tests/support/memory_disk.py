@@ -16,6 +16,10 @@ class MemoryDisk:
         self.truncate_error: OSError | None = None
         self.syncs = 0
 
+    @property
+    def path(self) -> str:
+        return "memory"
+
     def names(self) -> list[str]:
         return list(self.files)
 

@@ -86,7 +86,7 @@ def await_agreement(cluster: LocalCluster) -> None:
 def test_nothing_acknowledged_is_lost_when_all_nodes_are_killed_at_once(cluster: LocalCluster) -> None:
     acknowledged: dict[str, str] = {}
 
-    async def write(name: str, tags: list[str], url: str, stop: asyncio.Event) -> None:
+    async def write(name: str, tags: list[str], url: str, enough: asyncio.Event, stop: asyncio.Event) -> None:
         async with AsyncSpine(url, agent_id=name, timeout=2) as spine:
             i = 0
             while not stop.is_set():
@@ -97,15 +97,18 @@ def test_nothing_acknowledged_is_lost_when_all_nodes_are_killed_at_once(cluster:
                 except SpineError:
                     continue
                 acknowledged[id] = content
+                if len(acknowledged) >= 3000:
+                    enough.set()
 
     async def load() -> None:
-        stop = asyncio.Event()
+        enough, stop = asyncio.Event(), asyncio.Event()
         writers = [
-            asyncio.create_task(write(f"{'strong' if n % 2 else 'ring'}-{n}", ["lock"] if n % 2 else [], url, stop))
+            asyncio.create_task(
+                write(f"{'strong' if n % 2 else 'ring'}-{n}", ["lock"] if n % 2 else [], url, enough, stop)
+            )
             for n, url in enumerate(cluster.urls * 4)
         ]
-        while len(acknowledged) < 3000:
-            await asyncio.sleep(0.01)
+        await enough.wait()
         await asyncio.to_thread(cluster.kill, *cluster.ids)
         stop.set()
         await asyncio.gather(*writers)
@@ -133,7 +136,7 @@ def test_no_increment_is_lost_or_doubled_while_leaders_are_killed(cluster: Local
     done: list[int] = []
     unknown: list[int] = []
 
-    async def increment(n: int, goal: int) -> None:
+    async def increment(n: int, goal: int, progress: asyncio.Event) -> None:
         async with AsyncSpine(cluster.urls[n % 3 :] + cluster.urls[: n % 3], agent_id=f"c{n}", timeout=20) as spine:
             for _ in range(goal):
                 while True:
@@ -148,15 +151,18 @@ def test_no_increment_is_lost_or_doubled_while_leaders_are_killed(cluster: Local
                         unknown.append(n)
                         break
                     done.append(n)
+                    progress.set()
                     break
 
     async def run() -> None:
         async with AsyncSpine(cluster.urls, timeout=30) as spine:
             await spine.put("counter", 0, tags=["critical"])
-        clients = [asyncio.create_task(increment(n, 25)) for n in range(16)]
+        progress = asyncio.Event()
+        clients = [asyncio.create_task(increment(n, 25, progress)) for n in range(16)]
         for goal in (60, 160, 260):
             while len(done) < goal:
-                await asyncio.sleep(0.01)
+                progress.clear()
+                await progress.wait()
             leader = cluster.get(next(n for n in cluster.ids if cluster.running[n].alive()), "/v1/route?id=counter")
             victim = leader[1]["leader"]
             if victim is not None:

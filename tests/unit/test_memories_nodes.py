@@ -144,6 +144,25 @@ def test_a_list_covers_own_writes_over_all_groups_with_filters_and_cursor() -> N
     story(main, nodes=5)
 
 
+@pytest.mark.parametrize("node", ["a", "d"])
+def test_a_listed_memory_says_the_model_that_its_tags_ask_for(node: str) -> None:
+    async def main(site: Site) -> None:
+        wanted = {
+            "critical": Model.STRONG,
+            "metric": Model.EVENTUAL,
+            "plain": Model.READ_YOUR_WRITES,
+            "thread": Model.CAUSAL,
+        }
+        for tag in wanted:
+            await site.put("a", tag, 1, tags=(tag,))
+        items = (await site.node(node).memories.list(Ask(), ListQuery())).items
+        assert {item.id: item.model for item in items} == wanted
+        for item in items:
+            assert stored(await site.get(node, item.id)).model is item.model, "as a read says"
+
+    story(main, **GATEWAY)
+
+
 def test_a_list_is_refused_when_it_would_miss_own_writes() -> None:
     async def main(site: Site) -> None:
         held = site.hold("c", PUSH)

@@ -68,8 +68,7 @@ def first_table(plan: Table, cluster_id: str) -> InitTable:
 
 
 def apply(state: Table | None, command: ClusterCommand) -> tuple[ClusterOutcome, Table]:
-    """The next state. An InitTable on a cluster that has a table changes nothing and answers with that
-    table."""
+    """The next state. An InitTable on a cluster that has a table changes nothing and answers with that table."""
     if state is not None:
         return ClusterOutcome(False, state), state
     table = Table(

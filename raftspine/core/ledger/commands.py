@@ -18,8 +18,7 @@ V1 = 1
 
 
 class Condition(Struct, frozen=True, array_like=True):
-    """What must hold of the stored memory: its version text (`*`: that it exists), or that it does not
-    exist."""
+    """What must hold of the stored memory: its version text (`*`: that it exists), or that it does not exist."""
 
     version: str | None = None
     absent: bool = False

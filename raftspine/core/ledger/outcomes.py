@@ -35,8 +35,7 @@ class Status(StrEnum):
     VOIDED = "voided"
     """This request was settled as never to apply."""
     RING_BEHIND = "ring_behind"
-    """The coordinator's picture of the ring is older than this memory's last demotion: read again and
-    retry."""
+    """The coordinator's picture of the ring is older than this memory's last demotion: read again and retry."""
     MALFORMED = "malformed"
     """The bytes in the log are no command."""
 
