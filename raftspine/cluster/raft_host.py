@@ -148,7 +148,7 @@ class RaftHost:
             raise Corrupt(
                 f"group {group}: the stored state is at entry {at.index} of term {at.term}, but the Raft journal "
                 f"starts at {state.base} and knows another entry there; one of the two was replaced or lost. "
-                f"Restore both from the same backup, or let the node join again under a new id",
+                f"Both must come from one moment of one disk; otherwise leave the node down: the others carry on",
                 details={"group": group, "position": list(at), "base": state.base, "last": state.last},
             )
         return state

@@ -32,8 +32,8 @@ _PAYLOAD_BYTES = 1 << 20
 """Records are split into payloads of about this size, so that no record of the log grows without bound."""
 
 _REMEDY = (
-    "this node can no longer prove what it promised; keep the directory for inspection, "
-    "and let the node join again under a new id with an empty data directory"
+    "this node can no longer prove what it promised, and must stay down: keep the directory for inspection. "
+    "The other nodes carry on without it; replacing a node is not supported by this version"
 )
 
 

@@ -220,7 +220,7 @@ def test_a_state_the_journal_contradicts_refuses_the_start(position):
         await cluster.pause(3)
         node.crash(power=False)
         node.machine.state(0).position = position
-        with pytest.raises(Corrupt, match="join again"):
+        with pytest.raises(Corrupt, match="leave the node down"):
             node.start()
 
     limits = RaftLimits(compact_entries=10, keep_entries=4) if position.index == 3 else None

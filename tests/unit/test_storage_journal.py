@@ -239,7 +239,7 @@ def test_records_that_make_no_sense_are_refused_with_a_remedy(payload):
         wal = Wal.open(disk.directory("raft"), segment_bytes=1 << 20)
         wal.append(payload)
         await wal.sync()
-        with pytest.raises(Corrupt, match="join again"):
+        with pytest.raises(Corrupt, match="must stay down"):
             opened(disk)
 
     on_disk(scene)
