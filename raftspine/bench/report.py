@@ -22,7 +22,7 @@ Written by `scripts/bench`. The figures belong to the machine below, the ratios 
 processes and the load generator share it; the etcd members run afterwards, never at the same time.
 
 Replication 3, {clients} keep-alive connections over all nodes, one operation per HTTP request unless the row
-says otherwise, {value_bytes}-byte values, {keys} keys, {distribution}. Closed loop, except where a rate is
+says otherwise, {value_bytes}-byte values, {keys} keys, {distribution} (0.99) unless the row says otherwise. Closed loop, except where a rate is
 given: there latency counts from the moment a request was due. With `interval` a ring write is answered before
 its fsync, with `always` after it; the strong path and etcd always sync first. CPU is in shares of one core,
 all members together.
@@ -52,6 +52,7 @@ def document(
                 "workload": row.step.workload,
                 "durability": row.step.durability,
                 "rate": row.step.rate,
+                "distribution": row.step.distribution,
                 "generator": row.generator,
                 "store_cpu_us_per_operation": row.cpu_us,
                 "store_cpu_cores": row.cpu,
@@ -67,6 +68,10 @@ def cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     """One line of the table."""
     found = row.document
     text = MIXES[row.step.workload].text if row.step.workload in MIXES else NAMES[row.step.workload]
+    if row.step.distribution != "zipfian":
+        text += f", {row.step.distribution} keys"
+    if row.step.clients is not None:
+        text += f", {row.step.clients} connections"
     if row.step.rate is not None:
         text += f", open loop at {row.step.rate:,.0f}/s"
     return (

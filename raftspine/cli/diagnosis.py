@@ -18,6 +18,9 @@ RAFT_LAG = 1000
 
 STORE_FULL = 0.8
 
+UNWRITABLE = "cannot be written"
+"""In the reason of a group whose node cannot write its Raft journal: a condition that passes."""
+
 
 class View(NamedTuple):
     """One node, asked: `status` is its own account, or None with the reason in `silence`."""
@@ -126,12 +129,17 @@ def _leaderless(views: Sequence[View]) -> Iterator[Finding]:
 
 def _halted(views: Sequence[View]) -> Iterator[Finding]:
     for view in _up(views):
+        stopped: dict[str, list[str]] = {}
         for group in _groups(view):
             if group.get("reason"):
-                yield Finding(
-                    f"{view.member.id} has stopped {group['group']}: {group['reason']}",
-                    "look at its log; started with an empty data directory, it is rebuilt from the other replicas",
-                )
+                stopped.setdefault(group["reason"], []).append(group["group"])
+        for reason, groups in stopped.items():
+            if UNWRITABLE in reason:
+                remedy = f"make room on the disk of {view.member.id}, or mend it; it goes on by itself"
+            else:
+                remedy = "look at its log, and leave its data directory as it is; the other replicas go on meanwhile"
+            names = ", ".join(groups) if len(groups) <= 3 else f"{len(groups)} groups ({', '.join(groups[:3])}, …)"
+            yield Finding(f"{view.member.id} has stopped {names}: {reason}", remedy)
 
 
 def _read_only(views: Sequence[View]) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from yarl import URL
 from raftspine._version import __version__
 from raftspine.client import problems
 from raftspine.client.endpoints import Backoff, Endpoints
-from raftspine.errors import SpineError, Unavailable, Unknown
+from raftspine.errors import InvalidRequest, SpineError, Unavailable, Unknown
 from raftspine.ports import Entropy
 
 RETRIED = (502, 503, 504)
@@ -74,6 +74,8 @@ class Wire:
         self._entropy = entropy
         self._headers = {"User-Agent": f"raftspine/{__version__}", "Accept": "application/json"}
         if api_key is not None:
+            if not (api_key.isascii() and api_key.isprintable()):
+                raise InvalidRequest("an API key has visible ASCII characters only", field="api_key")
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._pool: aiohttp.ClientSession | None = None
         self._closed = False

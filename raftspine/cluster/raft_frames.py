@@ -37,6 +37,9 @@ SHAPES: Final[dict[int, tuple[type, ...]]] = {
     COMMITTED: (int,),  # commit index the receiver is known to hold; needs no answer
 }
 
+LEADERS: Final = frozenset({HEARTBEAT, APPEND, COMMITTED})
+"""Kinds that only a leader sends."""
+
 HELD: Final = frozenset({APPEND, APPENDED, VOTE, VOTED, TIMEOUT_NOW})
 
 _MAX_NUMBER = 1 << 62

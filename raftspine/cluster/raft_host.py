@@ -79,6 +79,9 @@ class RaftHost:
         self._running = False
         self._reason: str | None = None
         self._full = False
+        self._overheard: dict[GroupId, tuple[int, NodeId]] = {}
+        """While the journal cannot be written: term and sender of the last word from a leader. Nothing rests on
+        it; it only tells this node's clients whom to ask."""
 
         self._dirty: dict[RaftGroup, None] = {}
         self._beat = False
@@ -213,7 +216,10 @@ class RaftHost:
 
     def leader(self, group: GroupId) -> NodeId | None:
         held = self._groups.get(group)
-        return None if held is None else held.leader
+        if held is None:
+            return None
+        heard = self._overheard.get(group) if self._overheard else None
+        return held.leader if heard is None else heard[1]
 
     def status(self, group: GroupId) -> LogStatus:
         """KeyError for a group this node does not hold."""
@@ -310,6 +316,7 @@ class RaftHost:
         if self._reason is not None:
             log.info("the Raft journal is written again", reason=self._reason)
             self._reason, self._full = None, False
+            self._overheard.clear()
             for group in self._groups.values():
                 self._mark(group)
         waiting, self._unsynced = self._unsynced, {}
@@ -344,6 +351,8 @@ class RaftHost:
     def _receive(self, source: NodeId, message: Any) -> None:
         if not self._running or self._reason is not None or not isinstance(message, (list, tuple)):
             self.ignored_frames += 1
+            if self._running and isinstance(message, (list, tuple)):
+                self._overhear(source, message)
             return
         for frame in message:
             group = self._groups.get(frame[0]) if raft_frames.well_formed(frame) else None
@@ -355,6 +364,20 @@ class RaftHost:
             except Exception as error:  # noqa: BLE001 (as in _turn)
                 self._broken(group, error)
             self._schedule(group)
+
+    def _overhear(self, source: NodeId, message: Sequence[Any]) -> None:
+        """Note who leads, without taking part: a node whose disk is full still passes requests on."""
+        for frame in message:
+            if not raft_frames.well_formed(frame) or frame[1] not in raft_frames.LEADERS:
+                continue
+            group, term = self._groups.get(frame[0]), frame[2]
+            known = self._overheard.get(frame[0], (0, None))
+            if group is None or term < max(group.engine.term, known[0]):
+                continue
+            self._overheard[frame[0]] = (term, source)
+            if known[1] != source:
+                for changed in self._listeners:
+                    self._loop.call_soon(changed, frame[0], source)
 
     def _receive_snapshot(self, source: NodeId, body: Any) -> Any:
         if not self._running or self._reason is not None:

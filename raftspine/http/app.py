@@ -32,6 +32,10 @@ KEEPALIVE_SECONDS = 75.0
 LINGER_SECONDS = 2.0
 """How long what is left of a refused body is read and dropped, so that the client gets to see the refusal."""
 
+UPLOAD_SECONDS = 1.0
+"""How long a node that is stopping waits for the rest of a request's body. Nothing was done for it yet, so nothing is
+left in doubt, and a client that stalls must not hold the node up."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -220,5 +224,14 @@ class HttpServer:
         server = runner.server
         if server is not None:
             server.pre_shutdown()
+            asyncio.get_running_loop().call_later(UPLOAD_SECONDS, _drop_uploads, server)
             await server.shutdown(deadline_s)
         await runner.cleanup()
+
+
+def _drop_uploads(server: web.Server) -> None:
+    """Close the connections whose request has not arrived in full."""
+    for connection in server.connections:
+        request = connection._current_request
+        if request is not None and not request.content.is_eof():
+            connection.force_close()

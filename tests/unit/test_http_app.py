@@ -244,6 +244,22 @@ def test_what_does_not_finish_by_the_deadline_is_cut_off() -> None:
     asyncio.run(run())
 
 
+def test_a_stalled_upload_does_not_hold_up_the_stop() -> None:
+    async def run() -> None:
+        site = Site()
+        site.server = HttpServer(site.front())
+        await site.server.start("127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
+        head = "PUT /v1/memories/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+        writer.write(f"{head}Content-Length: 100\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")  # the node waits for the body now
+        async with asyncio.timeout(30):
+            await site.server.stop(3600)
+        writer.close()
+
+    asyncio.run(run())
+
+
 def test_a_port_in_use_is_named() -> None:
     async def run() -> None:
         with closing(socket.socket()) as taken:
