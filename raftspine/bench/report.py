@@ -22,7 +22,8 @@ Written by `scripts/bench`. The figures belong to the machine below, the ratios 
 processes and the load generator share it; the etcd members run afterwards, never at the same time.
 
 Replication 3, {clients} keep-alive connections over all nodes, one operation per HTTP request unless the row
-says otherwise, {value_bytes}-byte values, {keys} keys, {distribution} (0.99) unless the row says otherwise. Closed loop, except where a rate is
+says otherwise, {value_bytes}-byte values, {keys} keys, {distribution}
+(0.99) unless the row says otherwise. Closed loop, except where a rate is
 given: there latency counts from the moment a request was due. With `interval` a ring write is answered before
 its fsync, with `always` after it; the strong path and etcd always sync first. CPU is in shares of one core,
 all members together.

@@ -91,10 +91,12 @@ class Catchup:
 
     def _push(self, peer: NodeId, body: Any) -> None:
         """Store a coordinator's batch and answer once it is committed: which entries were refused, and which met a
-        version their coordinator had not seen, with the record of both; nothing (b"") where the log keeps the id."""
+        version their coordinator had not seen, with the record of both; nothing (b"") where the log keeps the id. The
+        code of the first refusal goes along, so that the writer learns why (a full disk, a clock that is off)."""
         batch, entries = body
         failed: list[int] = []
         told: list[tuple[int, bytes]] = []
+        refusal: SpineError | None = None
         for place, (group, data) in enumerate(entries):
             try:
                 if not self._replica.holds(group):
@@ -105,14 +107,19 @@ class Catchup:
             except SpineError as error:
                 self.refused_total += 1
                 failed.append(place)
-                log.warning("ring push refused", peer=peer, group=group, code=error.code, reason=error.message)
+                refusal = refusal or error
+        why = ""
+        if refusal is not None:
+            why = refusal.code
+            log.warning("ring writes refused", peer=peer, writes=len(failed), code=why, reason=refusal.message)
         if len(failed) == len(entries):
-            self._rpc.cast(peer, "ring.ack", (batch, failed, ()))
+            self._rpc.cast(peer, "ring.ack", (batch, failed, (), why))
             return
 
         def answer(commit: "asyncio.Future[None]") -> None:
             lost = commit.exception() is not None
-            self._rpc.cast(peer, "ring.ack", (batch, list(range(len(entries))) if lost else failed, told))
+            refused = list(range(len(entries))) if lost else failed
+            self._rpc.cast(peer, "ring.ack", (batch, refused, told, "unconfirmed" if lost else why))
 
         self._engine.commit().add_done_callback(answer)
 

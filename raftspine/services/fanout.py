@@ -175,7 +175,7 @@ class Fanout:
                 write.fail(error if isinstance(error, SpineError) else NoSpace(str(error)))
 
     def _acked(self, peer: NodeId, body: Any) -> None:
-        batch, failed, told = body
+        batch, failed, told, why = body
         under_way = self._sent.get(peer, {})
         waiting = under_way.pop(batch, None)
         if not under_way:
@@ -188,10 +188,10 @@ class Fanout:
             for write in waiting:
                 write.ack()
             return
-        refused = set(failed)
+        refused, error = set(failed), Unavailable(f"{peer} refused", code=why)
         for place, write in enumerate(waiting):
             if place in refused:
-                write.fail()
+                write.fail(error)
             else:
                 write.ack()
 

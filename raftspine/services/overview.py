@@ -96,6 +96,7 @@ class Overview:
             "epoch": self._topology.epoch,
             "cluster_id": None if table is None else table.cluster_id,
             "read_only": self._engine.read_only(),
+            "hlc_drift_ms": self._hlc.drift_ms,
             "store_used_ratio": round(self._engine.used_ratio(), 4),
             "peers": {
                 peer: {

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from raftspine import codec
 from raftspine.core.ledger import outcomes
 from raftspine.core.ledger.outcomes import Outcome
-from raftspine.errors import SpineError, Unavailable, Unknown
+from raftspine.errors import NoSpace, SpineError, Unavailable, Unknown
 from raftspine.model import GroupId, NodeId, StrongRecord
 from raftspine.ports import Clock, Engine, ReplicatedLog, Rpc
 from raftspine.services.barriers import Barriers, no_leader
@@ -130,6 +130,7 @@ class StrongPath:
             await self.news.heard(min(ends - self._now(), self._timing.recheck_ms / 1000), get_running_loop())
 
     async def _propose_here(self, group: GroupId, command: bytes, left: float) -> tuple[Outcome, int]:
+        self._check_room()
         try:
             decided: tuple[Outcome, int] = await within(self._log.propose(group, command), left, get_running_loop())
         except Late:
@@ -144,10 +145,17 @@ class StrongPath:
         reply = await self._rpc.call(peer, PROPOSE, body, timeout_ms=left_ms)
         return outcomes.decode(reply[0]), reply[1]
 
+    def _check_room(self) -> None:
+        """An entry that this leader could not apply would never be answered: refuse it before it is proposed."""
+        why = self._engine.read_only()
+        if why is not None:
+            raise NoSpace(f"the leader's store takes no writes: {why}")
+
     def _serve_propose(self, peer: NodeId, body: Any) -> Any:
         group, command, left_ms, hops, replayable = body
         leader = self.leader(group)
         if leader == self.node:
+            self._check_room()
             return _reply(self._log.propose(group, command))
         if leader is None or hops < 1:
             raise no_leader(group, leader)

@@ -58,7 +58,7 @@ class Peers:
         return peer in self.up
 
     def answer(self, peer: NodeId, batch: int, failed: tuple[int, ...] = (), told: Any = ()) -> None:
-        self._ack(peer, (batch, list(failed), told))
+        self._ack(peer, (batch, list(failed), told, "clock_drift" if failed else ""))
 
     def last(self, peer: NodeId) -> int:
         return max(batch for to, batch, _ in self.sent if to == peer)
@@ -203,7 +203,8 @@ def test_a_peers_refusal_of_one_write_leaves_its_neighbours_alone() -> None:
         site.peers.answer(B, site.peers.last(B), failed=(0,))
         site.peers.answer(C, site.peers.last(C))
         await second.future
-        assert (await failure(first)).details["needed"] == 3
+        details = (await failure(first)).details
+        assert details["needed"] == 3 and details["cause"] == "clock_drift"
         assert (first.acked, second.acked) == (2, 3)
 
     story(main)
