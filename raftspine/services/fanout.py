@@ -95,7 +95,6 @@ class Fanout:
         self._timeout = timeout_ms / 1000
         self._max_inflight = max_inflight
         self._batch = 0
-        self._turn: list[Write] = []
         self._commit: Future[None] | None = None
         self._committing: list[Write] = []
         self._out: dict[NodeId, _Batch] = {}
@@ -110,16 +109,14 @@ class Fanout:
 
         `peers` are the other replicas, `version` is encoded once for all. Never refuses: see `check_room`."""
         loop = get_running_loop()
-        if not self._turn:
-            loop.call_soon(self._flush)
         commit = self._engine.commit()
         if commit is not self._commit:
             self._commit, self._committing = commit, []
             commit.add_done_callback(partial(self._committed, self._committing))
+            loop.call_later(self._timeout, self._expire, self._committing)
         entry = (group, version)
         targets = tuple(peers)
         write = Write(self, needed, len(targets) + 1, loop.create_future())
-        self._turn.append(write)
         self._committing.append(write)
         for peer in targets:
             out = self._out.get(peer)
@@ -142,10 +139,6 @@ class Fanout:
     def reachable(self, peers: Iterable[NodeId]) -> int:
         """How many of these peers have a link now."""
         return sum(1 for peer in peers if self._rpc.connected(peer))
-
-    def _flush(self) -> None:
-        writes, self._turn = self._turn, []
-        get_running_loop().call_later(self._timeout, self._expire, writes)
 
     def _push(self, peer: NodeId) -> None:
         """Send a peer what has gathered for it."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import UNSET
 
+from raftspine.core.hlc import ms_of
 from raftspine.core.session import Token
 from raftspine.errors import Conflict, InvalidRequest
 from raftspine.model import GroupId, Memory, Version
@@ -66,7 +67,7 @@ class Replays:
         # Replaced since: what it had stored is gone, so the request says it again; a change of fields cannot.
         if draft is not None:
             tags = () if draft.tags is UNSET else draft.tags
-            memory: Memory | None = compose.fresh(draft, tags, None, ask.agent_id, found.stamp >> 16)
+            memory: Memory | None = compose.fresh(draft, tags, None, ask.agent_id, ms_of(found.stamp))
         else:
             memory = shown_memory(strong, record, self._clock.wall_ms())
         version = Version(id, found.origin, found.seq, found.stamp, {}, memory)

@@ -12,8 +12,10 @@ Each operation may raise `Promoted`: the log took the id over meanwhile, and the
 
 from msgspec import UNSET
 
+from raftspine.core.hlc import ms_of
 from raftspine.core.ledger.commands import Condition, DeleteMemory, PatchMemory, PutMemory
 from raftspine.core.routing import Router
+from raftspine.core.session import Token
 from raftspine.errors import NotFound, Unavailable
 from raftspine.model import GroupId, Memory, Model, Path, RingRecord
 from raftspine.ports import Clock, ReplicatedLog
@@ -61,15 +63,10 @@ class Writes:
 
     async def put(self, group: GroupId, ask: Ask, id: str, draft: Draft, expect: Expect) -> Answer:
         """See `Memories.put`."""
-        token = self._sessions.open(ask.token)
-        if token is not None and group in token.index:
-            await require_log(self._log, token, group, ask.max_wait_ms)
-        request = b""
-        if ask.idempotency_key is not None:
-            request = request_of(ask.idempotency_key, "put", id, draft, expect)
-            replay = await self._replays.find(ask, token, group, id, request, draft=draft)
-            if replay is not None:
-                return replay
+        token = await self._opened(ask, group)
+        request = b"" if ask.idempotency_key is None else request_of(ask.idempotency_key, "put", id, draft, expect)
+        if request and (replay := await self._replays.find(ask, token, group, id, request, draft=draft)) is not None:
+            return replay
         strong = self._replica.strong(group, id)
         old = None if strong is not None else self._replica.record(group, id)
         tags = _tags(draft, shown_memory(strong, old, self._clock.wall_ms()))
@@ -88,7 +85,7 @@ class Writes:
             winner = shown(base, self._clock.wall_ms())
             before = None if winner is None else winner.memory
             created = before is None
-            return compose.fresh(draft, _tags(draft, before), before, ask.agent_id, stamp >> 16)
+            return compose.fresh(draft, _tags(draft, before), before, ask.agent_id, ms_of(stamp))
 
         version = await self._ring.write(
             group,
@@ -103,6 +100,13 @@ class Writes:
             conditional=advisory,
         )
         return self._answers.written(token, group, version, decision.model, created=created, advisory=advisory)
+
+    async def _opened(self, ask: Ask, group: GroupId) -> Token | None:
+        """The caller's token, once this replica has applied what it names of the group's log."""
+        token = self._sessions.open(ask.token)
+        if token is not None and group in token.index:
+            await require_log(self._log, token, group, ask.max_wait_ms)
+        return token
 
     def _put_command(
         self, ask: Ask, id: str, draft: Draft, expect: Expect, tags: tuple[str, ...], *, demote: bool
@@ -122,15 +126,10 @@ class Writes:
 
     async def patch(self, group: GroupId, ask: Ask, id: str, patch: Patch, expect: Expect) -> Answer:
         """See `Memories.patch`."""
-        token = self._sessions.open(ask.token)
-        if token is not None and group in token.index:
-            await require_log(self._log, token, group, ask.max_wait_ms)
-        request = b""
-        if ask.idempotency_key is not None:
-            request = request_of(ask.idempotency_key, "patch", id, patch, expect)
-            replay = await self._replays.find(ask, token, group, id, request)
-            if replay is not None:
-                return replay
+        token = await self._opened(ask, group)
+        request = b"" if ask.idempotency_key is None else request_of(ask.idempotency_key, "patch", id, patch, expect)
+        if request and (replay := await self._replays.find(ask, token, group, id, request)) is not None:
+            return replay
         stored, old = await self._to_change(ask, group, id)
         tags = stored.tags if patch.tags is UNSET else patch.tags
         decision = self._router.write(tags, ask.consistency)
@@ -143,7 +142,7 @@ class Writes:
             winner = shown(base, self._clock.wall_ms())
             if winner is None or winner.memory is None:
                 raise NotFound(f"memory {id!r} was deleted meanwhile", details={"confirmed": True})
-            return compose.changed(winner.memory, patch, ask.agent_id, stamp >> 16)
+            return compose.changed(winner.memory, patch, ask.agent_id, ms_of(stamp))
 
         advisory = expect.version is not None
         version = await self._ring.write(
@@ -201,16 +200,11 @@ class Writes:
 
     async def delete(self, group: GroupId, ask: Ask, id: str, expect: Expect) -> Answer:
         """See `Memories.delete`."""
-        token = self._sessions.open(ask.token)
-        if token is not None and group in token.index:
-            await require_log(self._log, token, group, ask.max_wait_ms)
-        request = b""
-        if ask.idempotency_key is not None:
-            request = request_of(ask.idempotency_key, "delete", id, None, expect)
-            replay = await self._replays.find(ask, token, group, id, request)
-            if replay is not None:
-                replay.stored = None
-                return replay
+        token = await self._opened(ask, group)
+        request = b"" if ask.idempotency_key is None else request_of(ask.idempotency_key, "delete", id, None, expect)
+        if request and (replay := await self._replays.find(ask, token, group, id, request)) is not None:
+            replay.stored = None
+            return replay
         advisory = expect.version is not None
         old, local = await self._to_delete(ask, group, id, advisory=advisory)
         if self._replica.strong(group, id) is not None:

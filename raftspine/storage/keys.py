@@ -40,9 +40,6 @@ LEDGER = b"l"
 INDEX = b"i"
 META = b"x"
 
-GROUP_KINDS = (RING, STRONG, DOT, VECTOR, CONFLICT, RING_REQUEST, STRONG_REQUEST, APPLIED, LEDGER, INDEX)
-"""Every kind whose rows belong to a shard group."""
-
 BY_AGENT = b"a"
 BY_NAMESPACE = b"n"
 BY_TAG = b"t"
@@ -182,11 +179,6 @@ def by_time(group: int, field: bytes, at_ms: int) -> bytes:
 def index_field(group: int, field: bytes) -> bytes:
     """What all rows of one index begin with."""
     return kind_of_group(INDEX, group) + field
-
-
-def id_behind(prefix_length: int, key: bytes) -> str:
-    """The id in an index key, behind a prefix of `by_value` or `by_time`."""
-    return key[prefix_length:-2].decode()
 
 
 def time_and_id(key: bytes) -> tuple[int, str]:

@@ -25,9 +25,6 @@ from raftspine.storage import checkpoint, keys
 from raftspine.storage.checkpoint import ANSWER, REQUEST
 from raftspine.storage.segment import REMEDY
 
-DEFAULT_MAP_BYTES = 64 << 30
-"""Address space, not disk: the file grows as it is filled."""
-
 STARTS_PER_BATCH = 3
 GOODBYE_SECONDS = 30.0
 
