@@ -95,7 +95,7 @@ class Node:
         clock, timing = world.clock, config.timing
         self.config = config
         self.id = node
-        self._world = world
+        self.world = world
         self._plan = plan(config)
         self._news = Bell()
         self._tasks: list[asyncio.Task[None]] = []
@@ -271,7 +271,7 @@ class Node:
         log.info("table in force", epoch=table.epoch, cluster=table.cluster_id, groups=len(held))
 
     async def _find_table(self) -> None:
-        await self._bootstrap.run(self.raft, self.rpc, self._world.entropy, news=self._news)
+        await self._bootstrap.run(self.raft, self.rpc, self.world.entropy, news=self._news)
 
     async def _sweep(self) -> None:
         """Forget, a page at a time, what Idempotency-Keys caused more than a day ago."""
@@ -389,7 +389,7 @@ async def serve(config: Config, node: NodeId) -> None:
         await http.start(member.host, member.port)
         await world.open_links()
         running.start()
-        _settle_collector()
+        settle_collector()
         log.info("serving", node=node, http=f"{member.host}:{member.port}", peers=member.peer_port)
         await stop.wait()
         log.info("stopping", node=node)
@@ -403,7 +403,7 @@ def _tls(security: Security) -> Tls | None:
     return tls_from_files(security.tls_cert, security.tls_key, security.tls_ca)
 
 
-def _settle_collector() -> None:
+def settle_collector() -> None:
     """What was built at start stays for good, so the cyclic collector need not walk it; and requests leave few cycles
     behind, so it may come less often (8 % of a write's time with the defaults)."""
     gc.collect()

@@ -5,12 +5,11 @@ Everything that can be computed before the measurement is: a request is a concat
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from raftspine.bench.keys import DRAWN, SplitMix, sequence, zipf_ranks
-from raftspine.bench.wire import Connection
 from raftspine.errors import Misuse
 
 READ, WRITE, MODIFY = 0, 1, 2
@@ -21,7 +20,18 @@ VALUES = 64
 
 BATCH = 100
 
-Source = Callable[[Connection], bytes]
+
+
+class Asking(Protocol):
+    """A connection, as far as a workload needs to know it (see `wire.Connection`)."""
+
+    number: int
+    kind: int
+    session: bytes
+    follow: bytes | None
+
+
+Source = Callable[[Asking], bytes]
 """The next request of a connection; sets its `kind` and, for a read-modify-write, its `follow`."""
 
 
@@ -87,7 +97,7 @@ class Workload:
         self._lines = self._batch_lines() if self.mix.batch else []
         self.next: Source = self._next_batch if self.mix.batch else self._next
 
-    def first(self, connection: Connection) -> bytes:
+    def first(self, connection: Asking) -> bytes:
         """A connection's first request: a write of its own, which gives it a session token worth the name."""
         connection.kind = WRITE
         return self._store(connection, b"bench-session-%d" % connection.number, 0)
@@ -101,7 +111,7 @@ class Workload:
             return READ
         return MODIFY if chance < self.mix.reads + self.mix.modifies else WRITE
 
-    def _next(self, connection: Connection) -> bytes:
+    def _next(self, connection: Asking) -> bytes:
         at = self._at = (self._at + 1) & (DRAWN - 1)
         kind = connection.kind = self._kinds[at]
         if self._recent:
@@ -113,7 +123,7 @@ class Workload:
             connection.follow = self._store(connection, key, at)
         return b"GET /v1/memories/" + key + self._read_line + connection.session + self._common + b"\r\n"
 
-    def _next_latest(self, connection: Connection, at: int, kind: int) -> bytes:
+    def _next_latest(self, connection: Asking, at: int, kind: int) -> bytes:
         if kind == WRITE:
             key = b"bench-%08d" % len(self._keys)
             self._keys.append(key)
@@ -122,10 +132,10 @@ class Workload:
         key = self._keys[-(self._recent[at] + 256) % len(self._keys)]
         return b"GET /v1/memories/" + key + self._read_line + connection.session + self._common + b"\r\n"
 
-    def _store(self, connection: Connection, key: bytes, at: int) -> bytes:
+    def _store(self, connection: Asking, key: bytes, at: int) -> bytes:
         return b"PUT /v1/memories/" + key + b" HTTP/1.1\r\n" + connection.session + self._stores[at % VALUES]
 
-    def _next_batch(self, connection: Connection) -> bytes:
+    def _next_batch(self, connection: Asking) -> bytes:
         connection.kind = WRITE
         start = self._at = (self._at + BATCH) % (DRAWN - BATCH)
         chosen = dict.fromkeys(self._order[start : start + BATCH])

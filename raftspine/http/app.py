@@ -8,6 +8,7 @@ third of the throughput and do nothing the table of routes does not do.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -185,6 +186,11 @@ class _Server(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, self._front)
+
+
+def connections(front: FrontDoor) -> Callable[[], asyncio.Protocol]:
+    """What makes the protocol of each connection."""
+    return _Server(front)
 
 
 class HttpServer:
