@@ -21,7 +21,6 @@ VALUES = 64
 BATCH = 100
 
 
-
 class Asking(Protocol):
     """A connection, as far as a workload needs to know it (see `wire.Connection`)."""
 

@@ -8,7 +8,6 @@ third of the throughput and do nothing the table of routes does not do.
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -20,8 +19,9 @@ from raftspine.http import parse
 from raftspine.http.auth import Auth
 from raftspine.http.call import Call, Telemetry
 from raftspine.http.cluster import ClusterHandlers, ClusterView, Requests
+from raftspine.http.connection import Connection
 from raftspine.http.dispatch import Bound, Router
-from raftspine.http.intake import read_body
+from raftspine.http.intake import ForeignRequest, Request
 from raftspine.http.memories import Memories, MemoryHandlers
 from raftspine.http.openapi import document
 from raftspine.http.problems import foreign
@@ -67,16 +67,18 @@ class FrontDoor:
         self.draining = False
 
     async def serve(self, request: web.BaseRequest) -> Reply:
+        """A request that came by aiohttp."""
+        reply = await self.answer(ForeignRequest(request))
+        return reply if request.content.is_eof() else reply.closing()
+
+    async def answer(self, request: Request) -> Reply:
         """One request, start to end. Raises nothing but CancelledError."""
         started = self._now()
         headers = request.headers
         call = Call(headers, parse.request_id(headers) or self._new_id(), self._heads, started)
         method, label = request.method, "other"
         try:
-            raw = request.raw_path
-            if raw[:1] != "/":
-                raw = request.rel_url.raw_path_qs  # the absolute form of a request to a proxy
-            path, _, query = raw.partition("?")
+            path, _, query = request.target.partition("?")
             accept = headers.get(parse.ACCEPT)
             if accept is not None and accept != "*/*":
                 call.msgpack = parse.wants_msgpack(accept)
@@ -91,16 +93,16 @@ class FrontDoor:
             reply = self._refusal(call, error)
         except Exception as error:  # noqa: BLE001 - the door, where what nobody foresaw is logged and answered
             reply = self._failure(call, error, label)
-        if self.draining or not request.content.is_eof():
+        if self.draining:
             reply.closing()
         self._observe(label, method if label != "other" else "other", reply.code, self._now() - started)
         return reply
 
-    async def _body(self, request: web.BaseRequest, call: Call, route: Bound) -> object:
-        kind = call.headers.get("Content-Type")
+    async def _body(self, request: Request, call: Call, route: Bound) -> object:
+        kind = call.headers.get(parse.CONTENT_TYPE)
         if kind is not None and kind != "application/json":
             call.body_msgpack = parse.body_is_msgpack(kind)
-        data = await read_body(request, route.body_limit)
+        data = await request.body(route.body_limit)
         return parse.decode(data, route.msgpack if call.body_msgpack else route.json)
 
     def _refusal(self, call: Call, error: SpineError) -> Reply:
@@ -152,12 +154,12 @@ def build(
     )
 
 
-class _Connection(web.RequestHandler):
+class _Foreign(web.RequestHandler):
     """aiohttp's protocol, except that what is no HTTP gets our envelope, and no traceback in the log."""
 
     __slots__ = ("_front",)
 
-    def __init__(self, manager: "_Server", front: FrontDoor) -> None:
+    def __init__(self, manager: "Connections", front: FrontDoor) -> None:
         super().__init__(
             manager,
             loop=asyncio.get_running_loop(),
@@ -179,18 +181,35 @@ class _Connection(web.RequestHandler):
         return self._front.not_http(message or "")
 
 
-class _Server(web.Server):
+class Connections(web.Server):
+    """All connections of a server: called for the protocol of each."""
+
     def __init__(self, front: FrontDoor) -> None:
         super().__init__(front.serve)
         self._front = front
+        self._plain: dict[Connection, None] = {}
 
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, self._front)
+    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]
+        return Connection(self._front.answer, self._foreign, self._plain, KEEPALIVE_SECONDS)
 
+    def _foreign(self) -> web.RequestHandler:
+        return _Foreign(self, self._front)
 
-def connections(front: FrontDoor) -> Callable[[], asyncio.Protocol]:
-    """What makes the protocol of each connection."""
-    return _Server(front)
+    def pre_shutdown(self) -> None:
+        """Close the connections that want nothing."""
+        super().pre_shutdown()
+        for connection in list(self._plain):
+            connection.close()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Let the requests under way end within `timeout` seconds, then close all connections."""
+        busy = [connection.ended for connection in self._plain if connection.ended is not None]
+        waits = [super().shutdown(timeout)]
+        if busy:
+            waits.append(_wait(busy, timeout))
+        await asyncio.gather(*waits)
+        for connection in list(self._plain):
+            connection.close(now=True)
 
 
 class HttpServer:
@@ -205,7 +224,7 @@ class HttpServer:
         """Listen; port 0 takes a free one, found in `port` afterwards. Misuse when the address cannot be
         had, or is reachable from other machines while there are no API keys."""
         self._front.auth.check_bind(host)
-        runner = web.ServerRunner(_Server(self._front))
+        runner = web.ServerRunner(Connections(self._front))
         await runner.setup()
         site = web.TCPSite(runner, host, port, backlog=1024)
         try:
@@ -233,6 +252,10 @@ class HttpServer:
             asyncio.get_running_loop().call_later(UPLOAD_SECONDS, _drop_uploads, server)
             await server.shutdown(deadline_s)
         await runner.cleanup()
+
+
+async def _wait(futures: list[asyncio.Future[Reply]], seconds: float | None) -> None:
+    await asyncio.wait(futures, timeout=seconds)
 
 
 def _drop_uploads(server: web.Server) -> None:

@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
-from aiohttp import hdrs
-from multidict import istr
 
 from raftspine.core.limits import Limits, check_agent
 from raftspine.errors import InvalidRequest, Malformed, SpineError
@@ -23,17 +21,18 @@ from raftspine.services.values import ANYTHING, Ask, Expect
 
 Q = TypeVar("Q")
 
-ACCEPT = hdrs.ACCEPT
-AUTHORIZATION = hdrs.AUTHORIZATION
-IF_MATCH = hdrs.IF_MATCH
-IF_NONE_MATCH = hdrs.IF_NONE_MATCH
-REQUEST_ID = istr("X-Request-Id")
-AGENT_ID = istr("X-Agent-Id")
-IDEMPOTENCY_KEY = istr("Idempotency-Key")
-CONSISTENCY = istr("X-Spine-Consistency")
-SESSION = istr("X-Spine-Session")
-MAX_WAIT = istr("X-Spine-Max-Wait-Ms")
-ATTEMPT = istr("X-Spine-Attempt")
+ACCEPT = "accept"
+CONTENT_TYPE = "content-type"
+AUTHORIZATION = "authorization"
+IF_MATCH = "if-match"
+IF_NONE_MATCH = "if-none-match"
+REQUEST_ID = "x-request-id"
+AGENT_ID = "x-agent-id"
+IDEMPOTENCY_KEY = "idempotency-key"
+CONSISTENCY = "x-spine-consistency"
+SESSION = "x-spine-session"
+MAX_WAIT = "x-spine-max-wait-ms"
+ATTEMPT = "x-spine-attempt"
 
 MAX_WAIT_MS = 60_000
 MAX_QUERY_FIELDS = 32
@@ -47,6 +46,7 @@ _AT = re.compile(r"(?P<reason>.*) - at `(?P<path>\$[^`]*)`", re.DOTALL).fullmatc
 _NAMED = re.compile(r"Object (?:contains unknown|missing required) field `(?P<name>[^`]*)`").match
 
 Headers = Mapping[str, str]
+"""A multidict that does not mind the case, or a map with names in lower case; so names here are in lower case."""
 
 
 # ── headers ────────────────────────────────────────────────────────────────────────────────────────────

@@ -22,7 +22,7 @@ MSGPACK = "application/msgpack"
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 _BODILESS = frozenset({204, 304})
-_HIGH_WATER = 64 * 1024
+HIGH_WATER = 64 * 1024
 """Bytes waiting in a connection above which its next reply waits for the client to read."""
 
 
@@ -48,10 +48,27 @@ class Reply(web.StreamResponse):
     def keep_alive(self) -> bool | None:
         return self._alive
 
+    @property
+    def closes(self) -> bool:
+        """Whether the connection ends with this reply."""
+        return self._closes
+
     def closing(self) -> "Reply":
         """The connection ends with this reply."""
         self._closes = True
         return self
+
+    def wire(self, *, alive: bool, head_only: bool = False, say_alive: bool = False) -> bytes:
+        """The whole reply. `say_alive`: the client is one of HTTP/1.0, and has to be told what is the rule since."""
+        body = self.content
+        head = f"{_STATUS_LINES[self.code]}{self.head}"
+        if self.code not in _BODILESS:
+            head = f"{head}Content-Length: {len(body)}\r\n"
+        if not alive:
+            head += "Connection: close\r\n"
+        elif say_alive:
+            head += "Connection: keep-alive\r\n"
+        return f"{head}\r\n".encode() + (b"" if head_only else body)
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Write everything. ConnectionResetError when the client is gone."""
@@ -59,18 +76,9 @@ class Reply(web.StreamResponse):
         if transport is None:
             raise ConnectionResetError("the client closed the connection")
         self._alive = alive = request.keep_alive and not self._closes
-        body = self.content
-        head = f"{_STATUS_LINES[self.code]}{self.head}"
-        if self.code not in _BODILESS:
-            head = f"{head}Content-Length: {len(body)}\r\n"
-        if not alive:
-            head += "Connection: close\r\n"
-        elif request.version.minor == 0:
-            head += "Connection: keep-alive\r\n"
-        if request.method == "HEAD":
-            body = b""
-        transport.write(f"{head}\r\n".encode() + body)
-        if transport.get_write_buffer_size() > _HIGH_WATER:
+        old = request.version.minor == 0
+        transport.write(self.wire(alive=alive, head_only=request.method == "HEAD", say_alive=old))
+        if transport.get_write_buffer_size() > HIGH_WATER:
             await request.writer.drain()
 
     async def write_eof(self, data: bytes = b"") -> None:

@@ -24,7 +24,7 @@ import structlog
 
 from raftspine.bench.workloads import MIXES, Shape, Workload
 from raftspine.core.limits import Limits
-from raftspine.http.app import build, connections
+from raftspine.http.app import Connections, build
 from raftspine.http.auth import Auth
 from raftspine.node import Node, settle_collector
 from raftspine.services.values import ANYTHING, Ask, Draft
@@ -232,7 +232,7 @@ def _door(node: Node) -> Callable[[], asyncio.Protocol]:
         entropy=world.entropy,
         telemetry=node.telemetry,
     )
-    return connections(front)
+    return Connections(front)
 
 
 def main() -> int:
