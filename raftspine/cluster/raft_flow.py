@@ -95,6 +95,15 @@ class Flow:
                 continue
             follower.told = max(follower.told, known)
 
+    def confirm(self, peers: tuple[NodeId, ...], context: int) -> None:
+        """Ask these to confirm a read round."""
+        engine = self._engine
+        commit, term = engine.commit, engine.term
+        for peer in peers:
+            follower, known = self._followers[peer], min(commit, engine.match(peer))
+            follower.told = max(follower.told, known)
+            self._emit(peer, frames.HEARTBEAT, term, known, context)
+
     def _feed(self, peer: NodeId, follower: _Follower, now: float) -> bool:
         if follower.snapshotting:
             return False

@@ -211,6 +211,8 @@ class RaftGroup:
             return
         engine = self.engine
         if not (beat or self._busy()):
+            if engine.leads:
+                self._begin_reads()
             self.known_leader = self.leader
             return
         self._guard.stirred = False
@@ -230,11 +232,12 @@ class RaftGroup:
 
     def _busy(self) -> bool:
         """Whether a turn would change anything: a heartbeat or a second acknowledgement often does not."""
-        if self._guard.stirred or self.unfinished or self._proposals.queued or self._reads.pending:
+        if self._guard.stirred or self.unfinished or self._proposals.queued:
             return True
         if self.engine.leads:
             return self.engine.wants_beat or self.handover is not None
-        return self._office is not None or self._proposals.entered or self.engine.election_due
+        office_ends = self._office is not None or self._reads.pending
+        return office_ends or self._proposals.entered or self.engine.election_due
 
     def stir(self) -> None:
         """Something changed that only a turn can act on."""
@@ -260,14 +263,18 @@ class RaftGroup:
 
     def _lead(self, beat: bool) -> None:
         engine, now = self.engine, self._clock.monotonic()
-        self._reads.settle()
-        if engine.applied >= engine.own_term_index:
-            beat = self._reads.begin(engine.commit) or beat
+        self._begin_reads()
         beat, engine.wants_beat = beat or engine.wants_beat, False
         self.flow.run(now, beat=beat, context=self._reads.context)
-        self._reads.settle()
         if self.handover is not None:
             self._hand_over(self.handover, now)
+
+    def _begin_reads(self) -> None:
+        """Open a read round, if reads wait for one. It rests on its echoes alone, so the engine need not be asked."""
+        engine, reads = self.engine, self._reads
+        if engine.applied >= engine.own_term_index and reads.begin(engine.commit):
+            self.flow.confirm(reads.witnesses(), reads.context)
+            reads.settle()  # a sole voter is its own majority
 
     def _follow(self) -> None:
         self._leave_office()

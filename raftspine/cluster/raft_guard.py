@@ -259,4 +259,4 @@ class Guard:
         if self._current_answer(source, term):
             self._engine.heard(source)
             self._reads.echo(source, context)
-            self.stirred = self.stirred or self._reads.pending
+            self._reads.settle()

@@ -207,7 +207,7 @@ class RaftHost:
             return self._refused(group)
         reader = held.read_index()
         if not reader.done():
-            self._mark(held)
+            self._schedule(held)  # a read alone gives the engine nothing to do
         return reader
 
     def wait_applied(self, group: GroupId, index: int) -> "Future[None]":

@@ -6,9 +6,10 @@ number or a later one count. A reused number lets an echo from before the questi
 fallen since.
 
 All reads of a turn share a round, and those that come while one is under way share the next: under load a round
-then serves many, and a read waits for two rounds at most. A round that was lost is announced again by the
-next heartbeat. The index is the commit index when the round began, and the leader must have applied an entry
-of its own term, because before that it may not know what is committed.
+then serves many, and a read waits for two rounds at most. A round is put to as many followers as it needs, those who
+confirmed the last one; should one of them have failed since, the next heartbeat puts it to all. The index is the
+commit index when the round began, and the leader must have applied an entry of its own term, because before that it
+may not know what is committed.
 """
 
 from asyncio import Future
@@ -52,6 +53,12 @@ class Reads:
         self._rounds.append(_Round(self.context, commit, self._waiting))
         self._waiting = []
         return True
+
+    def witnesses(self) -> tuple[NodeId, ...]:
+        """Whom to ask to confirm the newest round: just enough of those who confirmed the one before, if there are
+        enough of them, else everybody."""
+        prompt = [peer for peer, echoed in self._echoed.items() if echoed >= self.context - 1]
+        return tuple(prompt[: self._needed] if len(prompt) >= self._needed else self._echoed)
 
     def echo(self, peer: NodeId, context: int) -> None:
         """A follower confirmed us in the present term, having seen `context`."""
