@@ -200,8 +200,10 @@ def segment(raw: str) -> str:
         raise InvalidRequest("percent-encoded bytes are not UTF-8", field="path") from error
 
 
+@lru_cache(maxsize=256)
 def query(text: str, shape: type[Q]) -> Q:
-    """The query string as `shape`, which says what is allowed. InvalidRequest names the parameter."""
+    """The query string as `shape`, which says what is allowed. InvalidRequest names the parameter. Queries are
+    few and frozen, so the last ones are remembered."""
     try:
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS)
     except UnicodeDecodeError as error:

@@ -24,7 +24,7 @@ from raftspine.services.answers import Answers
 from raftspine.services.promotion import Promotion
 from raftspine.services.replays import Replays, request_of
 from raftspine.services.replica import RingReplica
-from raftspine.services.requests import digest_of, fingerprint_of
+from raftspine.services.requests import DIGEST_BYTES
 from raftspine.services.ring import RingPath
 from raftspine.services.sessions import Sessions, require_log
 from raftspine.services.shown import check, shown, shown_memory
@@ -72,7 +72,7 @@ class Writes:
         tags = _tags(draft, shown_memory(strong, old, self._clock.wall_ms()))
         decision = self._router.write(tags, ask.consistency)
         if strong is not None or decision.path is Path.STRONG:
-            command = self._put_command(ask, id, draft, expect, tags, demote=decision.path is Path.RING)
+            command = self._put_command(ask, id, draft, expect, tags, request, demote=decision.path is Path.RING)
             return await self._promotion.propose(token, group, command, expect, decision.model)
         advisory = expect.version is not None or expect.absent
         if advisory:
@@ -109,15 +109,23 @@ class Writes:
         return token
 
     def _put_command(
-        self, ask: Ask, id: str, draft: Draft, expect: Expect, tags: tuple[str, ...], *, demote: bool
+        self,
+        ask: Ask,
+        id: str,
+        draft: Draft,
+        expect: Expect,
+        tags: tuple[str, ...],
+        request: bytes,
+        *,
+        demote: bool,
     ) -> PutMemory:
         return PutMemory(
             id=id,
             memory=compose.fresh(draft, tags, None, ask.agent_id, 0),
             keep_tags=draft.tags is UNSET,
             expected=Condition(expect.version, expect.absent),
-            request=_digest(ask),
-            fingerprint=fingerprint_of("put", id, draft, expect),
+            request=request[:DIGEST_BYTES],
+            fingerprint=request[DIGEST_BYTES:],
             agent=ask.agent_id,
             demote=demote,
         )
@@ -134,7 +142,7 @@ class Writes:
         tags = stored.tags if patch.tags is UNSET else patch.tags
         decision = self._router.write(tags, ask.consistency)
         if self._replica.strong(group, id) is not None or decision.path is Path.STRONG:
-            command = self._patch_command(ask, id, patch, expect, demote=decision.path is Path.RING)
+            command = self._patch_command(ask, id, patch, expect, request, demote=decision.path is Path.RING)
             return await self._promotion.propose(token, group, command, expect, decision.model)
         check(expect, old, self._clock.wall_ms())
 
@@ -182,7 +190,9 @@ class Writes:
             return False
         return True
 
-    def _patch_command(self, ask: Ask, id: str, patch: Patch, expect: Expect, *, demote: bool) -> PatchMemory:
+    def _patch_command(
+        self, ask: Ask, id: str, patch: Patch, expect: Expect, request: bytes, *, demote: bool
+    ) -> PatchMemory:
         fields = compose.changes(patch)
         if "content" in fields:
             fields["content_sha256"] = compose.content_digest(fields["content"])
@@ -190,8 +200,8 @@ class Writes:
             id=id,
             changes=fields,
             expected=Condition(expect.version, expect.absent),
-            request=_digest(ask),
-            fingerprint=fingerprint_of("patch", id, patch, expect),
+            request=request[:DIGEST_BYTES],
+            fingerprint=request[DIGEST_BYTES:],
             agent=ask.agent_id,
             demote=demote,
         )
@@ -211,8 +221,8 @@ class Writes:
             command = DeleteMemory(
                 id=id,
                 expected=Condition(expect.version, expect.absent),
-                request=_digest(ask),
-                fingerprint=fingerprint_of("delete", id, None, expect),
+                request=request[:DIGEST_BYTES],
+                fingerprint=request[DIGEST_BYTES:],
                 agent=ask.agent_id,
             )
             return await self._promotion.propose(token, group, command, expect, Model.STRONG)
@@ -256,7 +266,3 @@ def _tags(draft: Draft, stored: Memory | None) -> tuple[str, ...]:
     if draft.tags is not UNSET:
         return draft.tags
     return () if stored is None else stored.tags
-
-
-def _digest(ask: Ask) -> bytes:
-    return b"" if ask.idempotency_key is None else digest_of(ask.idempotency_key)
