@@ -5,12 +5,14 @@ import asyncio
 import contextlib
 from typing import Any
 
+from raftspine.checkers.history import Operation
+from raftspine.checkers.linear import linearizable
+from raftspine.checkers.models import REGISTER
 from raftspine.cluster.raft_host import RaftLimits
 from raftspine.errors import SpineError, Unknown
 from raftspine.model import GroupId
 from raftspine.sim.loop import Dice, VirtualLoop, run
 from raftspine.sim.net import Weather
-from tests.support.linear import Op, linearizable
 from tests.support.raft_cluster import Cluster, Node, Violation, command
 
 LINKS = Weather(stragglers=0.01)
@@ -28,7 +30,7 @@ class Story:
         self.cluster = Cluster(loop, nodes, groups=2, weather=weather, limits=SMALL, rotate_bytes=30_000)
         self.seconds = seconds
         self.disk_faults = disk_faults
-        self.histories: dict[tuple[int, str], list[Op]] = {}
+        self.histories: dict[tuple[int, str], list[Operation]] = {}
         self.acknowledged: dict[tuple[int, str], list[Any]] = {}
         self.appended: dict[tuple[int, str], list[Any]] = {}
         self.done = False
@@ -61,9 +63,10 @@ class Story:
         return cluster.watch.counts
 
     def _verdict(self) -> None:
-        for (group, key), history in self.histories.items():
-            if not linearizable(history):
-                raise Violation(f"register {key} of group {group} is not linearizable: {history}")
+        for (group, _), history in self.histories.items():
+            verdict = linearizable(history, REGISTER)
+            if not verdict.ok:
+                raise Violation(f"group {group}: {verdict.reason}: {verdict.window}")
         for (group, key), values in self.acknowledged.items():
             stored = next(iter(self.cluster.nodes.values())).machine.state(group).lists.get(key, [])
             for value in values:
@@ -99,7 +102,7 @@ class Story:
             if kind == "read":
                 ok, result = await self._read(group, key, dice)
                 if ok:
-                    self.histories.setdefault((group, key), []).append(Op(start, self.loop.time(), "read", result))
+                    self._remember(group, key, "read", start, self.loop.time(), result)
             else:
                 if kind == "append":
                     self.appended.setdefault((group, key), []).append(value)
@@ -114,7 +117,20 @@ class Story:
                 self.acknowledged.setdefault((group, key), []).append(value)
         elif outcome != "refused":
             end = self.loop.time() if outcome == "done" else None
-            self.histories.setdefault((group, key), []).append(Op(start, end, "write", value))
+            self._remember(group, key, "write", start, end, value)
+
+    def _remember(self, group: int, key: str, kind: str, start: float, end: float | None, value: Any) -> None:
+        operation = Operation(
+            process=str(value).partition(".")[0] if kind == "write" else "reader",
+            key=key,
+            kind=kind,
+            input=value if kind == "write" else None,
+            output=value if kind == "read" else None,
+            invoked_at=int(start * 1e9),
+            completed_at=None if end is None else int(end * 1e9),
+            outcome="unknown" if end is None else "ok",
+        )
+        self.histories.setdefault((group, key), []).append(operation)
 
     def _some_node(self, group: int, dice: Dice) -> Node | None:
         leader = self.cluster.leader(group)

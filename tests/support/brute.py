@@ -1,0 +1,35 @@
+"""Slow twins of the checkers: try everything, understand nothing. For small histories only."""
+
+import itertools
+from collections.abc import Sequence
+
+from raftspine.checkers.history import Operation
+from raftspine.checkers.models import IMPOSSIBLE, Model
+
+
+def linearizable(history: Sequence[Operation], model: Model) -> bool:
+    """Try every order of every choice of the unknown operations."""
+    rules = model.rules(history)
+    certain = [op for op in history if op.outcome == "ok"]
+    unsure = [op for op in history if op.outcome == "unknown"]
+    return any(
+        _possible(order, model.initial, rules)
+        for count in range(len(unsure) + 1)
+        for chosen in itertools.combinations(unsure, count)
+        for order in itertools.permutations([*certain, *chosen])
+        if _true_to_time(order)
+    )
+
+
+def _true_to_time(order: Sequence[Operation]) -> bool:
+    return not any(
+        later.ends_at < earlier.invoked_at for place, earlier in enumerate(order) for later in order[place + 1 :]
+    )
+
+
+def _possible(order, state, rules) -> bool:
+    for op in order:
+        state = rules[op.kind](state, op)
+        if state is IMPOSSIBLE:
+            return False
+    return True
