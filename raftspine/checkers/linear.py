@@ -52,6 +52,8 @@ def _judge(name: str, operations: list[Operation], model: Model, budget: int) ->
         key = operations[0].key
         reason = f"{key}: not decided within {budget} configurations ({len(kept)} operations)"
         return undecided(name, len(operations), reason)
+    except (TypeError, KeyError, AttributeError) as error:
+        return undecided(name, len(operations), f"{operations[0].key}: not operations of a {model.name}: {error!r}")
     if found.possible:
         return passed(name, len(operations))
     window, stuck = _smallest(kept, model)

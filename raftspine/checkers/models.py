@@ -141,11 +141,12 @@ def _add(state: int, op: Operation) -> Any:
 
 _COUNTER: Rules = {
     "add": _add,
-    "read": lambda state, op: state if not op.ok or op.output == state else IMPOSSIBLE,
+    "read": lambda state, op: state if not op.ok or (op.output or 0) == state else IMPOSSIBLE,
 }
 
 COUNTER = Model("counter", 0, lambda _: _COUNTER, _reads("read"))
-"""`add` (input: a number; output: the new total, or None when it is not told), `read` (output: the total)."""
+"""`add` (input: a number; output: the new total, or None when it is not told), `read` (output: the total,
+or None where nothing was ever added)."""
 
 
 # ── lock with fencing tokens ───────────────────────────────────────────────────────────────────────────────────

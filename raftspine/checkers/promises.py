@@ -79,7 +79,8 @@ def no_zombie(history: Iterable[Operation]) -> Verdict:
         return undecided("no zombie", len(history), str(error))
     except Broken as error:
         return violation("no zombie", len(history), error.reason, error.window)
-    found, judged = [], 0
+    found: list[list[Operation]] = []
+    judged = 0
     for number, op in enumerate(past.history):
         if not op.process.startswith("final "):
             continue

@@ -177,6 +177,12 @@ def test_the_window_holds_what_matters_and_the_reason_says_why() -> None:
     assert "could only be 30" in verdict.reason
 
 
+def test_what_is_not_of_the_model_is_not_judged() -> None:
+    verdict = linearizable([put(0, 1, 1, "a"), r(2, 3, 1)], CAS_REGISTER)
+    assert verdict.status == "unknown"
+    assert "not operations of a cas-register" in verdict.reason
+
+
 def test_beyond_its_budget_it_does_not_guess() -> None:
     history = [add(0, 1000, n, None) for n in range(1, 15)] + [r(1001, 1002, 1)]
     verdict = linearizable(history, COUNTER, budget=500)
