@@ -37,6 +37,7 @@ def build(environ: Mapping[str, str]) -> ArgumentParser:
     _memories(commands, shared)
     _transfer(commands, shared)
     _cluster(commands, shared)
+    _verify(commands, _shared(environ, timeout_s=2.0))
     _bench(commands, shared)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
@@ -52,7 +53,7 @@ def _command(module: str, function: str) -> Callable[[Namespace], int]:
     return run
 
 
-def _shared(environ: Mapping[str, str]) -> ArgumentParser:
+def _shared(environ: Mapping[str, str], timeout_s: float = 15.0) -> ArgumentParser:
     """What every command that talks to a cluster takes."""
     shared = ArgumentParser(add_help=False)
     group = shared.add_argument_group("connection and output")
@@ -64,7 +65,13 @@ def _shared(environ: Mapping[str, str]) -> ArgumentParser:
         help=f"one or more nodes (RAFTSPINE_URL; {DEFAULT_URL})",
     )
     group.add_argument("--api-key", default=environ.get("RAFTSPINE_API_KEY"), metavar="KEY", help="RAFTSPINE_API_KEY")
-    group.add_argument("--timeout", type=_positive_float, default=15.0, metavar="S", help="seconds for one call (15)")
+    group.add_argument(
+        "--timeout",
+        type=_positive_float,
+        default=timeout_s,
+        metavar="S",
+        help=f"seconds for one call ({timeout_s:g})",
+    )
     group.add_argument("--output", choices=("table", "json"), default="table", help="for people, or for programs")
     return shared
 
@@ -154,6 +161,24 @@ def _cluster(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentPars
     verbs = cluster.add_subparsers(title="commands", metavar="COMMAND", required=True)
     status = verbs.add_parser("status", help="what is up, what is wrong, what to do", parents=[shared])
     status.set_defaults(run=_command("cluster", "status"))
+
+
+def _verify(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="check a live cluster's promises while it works, and while you break it",
+        parents=[shared],
+        epilog="exit codes of verify: 0 every promise kept; 1 a promise broken; 2 the command line is at fault; 3 "
+        "nothing broken, but something undecided; 4 the cluster cannot be reached",
+    )
+    verify.add_argument("--seconds", type=_positive_float, default=30.0, metavar="S", help="how long to work (30)")
+    verify.add_argument("--rate", type=_positive_float, default=100.0, metavar="R", help="operations a second (100)")
+    verify.add_argument("--clients", type=_positive, default=12, metavar="N", help="clients at a time (12)")
+    verify.add_argument(
+        "--output-dir", default="verify-report", metavar="DIR", help="where the report goes (verify-report)"
+    )
+    verify.add_argument("--keep", action="store_true", help="do not remove what was written")
+    verify.set_defaults(run=_command("verify", "verify"))
 
 
 def _bench(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser) -> None:

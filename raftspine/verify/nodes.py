@@ -14,6 +14,9 @@ from raftspine.ports import Entropy
 
 PROBE_S = 2.0
 
+SPARED = 0.8
+"""Share of the requests to a node that is down which are drawn again."""
+
 
 class Node(NamedTuple):
     name: str
@@ -26,9 +29,15 @@ class Nodes:
 
     def __init__(self, nodes: Sequence[Node], entropy: Entropy) -> None:
         self.all = tuple(nodes)
+        self.down: set[str] = set()
+        """Nodes that did not answer the watcher. They are asked less, or all clients would soon wait for them."""
         self._entropy = entropy
 
     def any(self) -> Node:
+        drawn = self._draw()
+        return self._draw() if drawn.name in self.down and self._entropy.random() < SPARED else drawn
+
+    def _draw(self) -> Node:
         return self.all[int(self._entropy.random() * len(self.all))]
 
     def other(self, than: Node) -> Node:

@@ -177,6 +177,7 @@ class Verification:
         while True:
             found = await asyncio.gather(*(_status(node) for node in nodes.all))
             now = self.now_ns()
+            nodes.down = {node.name for node, (state, _) in zip(nodes.all, found, strict=True) if state == "down"}
             for node, (state, groups) in zip(nodes.all, found, strict=True):
                 if states.get(node.name) != state:
                     self._sightings.append(Sighting(now, node.name, state))
