@@ -42,26 +42,33 @@ def convergence(history: Iterable[Operation]) -> Verdict:
     return passed("convergence", judged)
 
 
-def no_lost_write(history: Iterable[Operation], kept: Mapping[str, Sequence[object]] | None = None) -> Verdict:
-    """Each acknowledged write is shown at the end, or in the conflict log (`kept`: key -> values), or a write that
-    did not end before it began may have superseded it. That last is the most a client can know: which of them a
-    replica had seen, it is not told; so a write is called lost only when nothing came after it."""
+def no_lost_write(history: Iterable[Operation], kept: Mapping[str, Sequence[object] | None] | None = None) -> Verdict:
+    """Each acknowledged write is shown at the end, or in the conflict log (`kept`: key -> values, None for a log that
+    could not be read), or a write that did not end before it began may have superseded it. That last is the most a
+    client can know: which of them a replica had seen, it is not told; so a write is called lost only when nothing
+    came after it."""
     history = list(history)
     shown, logged = finals(history), kept or {}
-    judged, lost = 0, []
+    judged = 0
+    lost: list[tuple[Operation, list[Operation]]] = []
+    unread: list[tuple[Operation, list[Operation]]] = []
     by_key: dict[str, list[Operation]] = {}
     for op in history:
         if op.kind in WRITES and op.maybe:
             by_key.setdefault(op.key, []).append(op)
     for key, ops in sorted(shown.items()):
-        found = {frozen(op.output) for op in ops} | {frozen(value) for value in logged.get(key, ())}
+        log = logged.get(key, ())
+        found = {frozen(op.output) for op in ops} | {frozen(value) for value in log or ()}
         writes = by_key.get(key, [])
         for op in writes:
             judged += op.ok
             if not op.ok or (frozen(op.input) if op.kind == "write" else None) in found:
                 continue
             if not any(other is not op and other.ends_at >= op.invoked_at for other in writes):
-                lost.append((op, ops))
+                (unread if log is None else lost).append((op, ops))
+    if unread and not lost:
+        reason = f"{told(unread[0][0])} is not shown, and the conflict log of {unread[0][0].key} could not be read"
+        return undecided("no lost acknowledged write", judged, reason)
     if not lost:
         return passed("no lost acknowledged write", judged)
     op, ops = lost[0]

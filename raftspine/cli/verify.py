@@ -19,8 +19,8 @@ from raftspine._version import __version__
 from raftspine.checkers.history import Operation, dump
 from raftspine.checkers.verdict import Status
 from raftspine.cli import output
-from raftspine.cli.exits import complain, explain
-from raftspine.errors import Unavailable
+from raftspine.cli.exits import Exit, complain, explain
+from raftspine.errors import Rejected, Unavailable
 from raftspine.system import SystemClock, SystemEntropy
 from raftspine.verify import summary
 from raftspine.verify.judge import Judged, judge, overall
@@ -53,6 +53,9 @@ def verify(arguments: Namespace) -> int:
     except Unavailable as error:
         complain(explain(error))
         return UNREACHABLE
+    except Rejected as error:  # the first write: the key, its rights, or a namespace it may not use
+        complain(explain(error))
+        return Exit.USAGE
     judged = judge(outcome.history, outcome.kept)
     about = {"version": __version__, "urls": list(options.urls), "finished_at": _utc(SystemClock().wall_ms())}
     found = summary.document(outcome, judged, about)

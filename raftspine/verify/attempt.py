@@ -9,16 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from raftspine.checkers.history import Operation, Pending
-from raftspine.errors import (
-    Conflict,
-    Forbidden,
-    NotFound,
-    PreconditionFailed,
-    SpineError,
-    Unauthorized,
-    Unavailable,
-    Unknown,
-)
+from raftspine.errors import Conflict, NotFound, PreconditionFailed, SpineError, Unavailable, Unknown
 
 T = TypeVar("T")
 
@@ -62,8 +53,3 @@ def maybe_done(error: SpineError) -> bool:
     if isinstance(error, Unknown):
         return True
     return type(error) is SpineError or error.code == "internal"
-
-
-def hopeless(error: SpineError) -> bool:
-    """Whether going on makes no sense: the caller may not do what the run is made of."""
-    return isinstance(error, Unauthorized | Forbidden)

@@ -13,8 +13,8 @@ from raftspine.checkers.linear import linearizable
 from raftspine.checkers.models import CAS_REGISTER, COUNTER, REGISTER, Model
 from raftspine.checkers.verdict import Status, Verdict, undecided
 
-Kept = Mapping[str, Sequence[object]]
-"""key -> values in its conflict log at the end."""
+Kept = Mapping[str, Sequence[object] | None]
+"""key -> values in its conflict log at the end; None when it could not be read."""
 
 
 class Check(NamedTuple):

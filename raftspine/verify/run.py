@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from raftspine.checkers.history import Operation, Recorder
 from raftspine.client import Record
-from raftspine.errors import NotFound, Rejected, SpineError, Unavailable
+from raftspine.errors import NotFound, Rejected, SpineError
 from raftspine.ports import Clock, Entropy
 from raftspine.verify.nodes import PROBE_S, Node, Nodes, connect
 from raftspine.verify.workloads import NAMESPACE, WORKLOADS, Actor, Run, Workload
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
     started_ns: int
     ended_ns: int
     history: list[Operation]
-    kept: dict[str, list[object]]
+    kept: dict[str, list[object] | None]
     sightings: list[Sighting]
     left: list[str]
 
@@ -83,7 +83,7 @@ class Verification:
         self._recorder = Recorder(self.now_ns, told)
         self._over = asyncio.Event()
         self._sightings: list[Sighting] = []
-        self._kept: dict[str, list[object]] = {}
+        self._kept: dict[str, list[object] | None] = {}
 
     def now_ns(self) -> int:
         return int(self._clock.monotonic() * 1e9)
@@ -236,8 +236,24 @@ class Verification:
             else:
                 pending.fail(error="unavailable")
         if workload.name == "shared":
-            logs = await asyncio.gather(*(_losers(node, key) for node in run.nodes.all))
-            self._kept[key] = [value for log in logs for value in log]
+            self._kept[key] = await self._losers(run, key, until)
+
+    async def _losers(self, run: Run, key: str, until: float) -> list[object] | None:
+        """What the conflict logs of all nodes hold of the key; None when one of them did not say."""
+        found: list[object] = []
+        for node in run.nodes.all:
+            while True:
+                try:
+                    found += [item.get("content") for item in await node.client.conflicts(key)]
+                except NotFound:
+                    pass  # no memory of this id there: no losers either
+                except SpineError:
+                    if self._clock.monotonic() > until:
+                        return None
+                    await asyncio.sleep(AGAIN_S)
+                    continue
+                break
+        return found
 
     async def _clean(self, run: Run) -> list[str]:
         """Remove every id of the run; those that could not be removed in time."""
@@ -281,13 +297,6 @@ async def _value(node: Node, key: str, consistency: str | None, shows: Callable[
         return consistency == "eventual" or bool(error.details.get("confirmed", True)), None
     except SpineError:
         return False, None
-
-
-async def _losers(node: Node, key: str) -> list[object]:
-    try:
-        return [item.get("content") for item in await node.client.conflicts(key)]
-    except (NotFound, Unavailable):
-        return []
 
 
 async def _status(node: Node) -> tuple[str, Sequence[dict[str, Any]]]:

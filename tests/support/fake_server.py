@@ -165,7 +165,7 @@ class FakeServer:
                 return _json(self.memories[id])
             case "DELETE", ["v1", "memories", id]:
                 expected = seen.query.get("expected_version")
-                if expected is not None and expected != self.memories[id]["version"]:
+                if expected is not None and expected != self.memories.get(id, {}).get("version"):
                     return _problem(Fault(409, "version_conflict"))
                 self.memories.pop(id, None)
                 return web.Response(status=204)

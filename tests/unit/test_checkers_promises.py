@@ -69,6 +69,7 @@ def test_the_conflict_log_keeps_a_loser() -> None:
     alone = [w(0, 1, 1), final(2)]
     assert promises.no_lost_write(alone).status == "violation"
     assert promises.no_lost_write(alone, {"x": [1]}).ok
+    assert promises.no_lost_write(alone, {"x": None}).status == "unknown"
 
 
 def test_a_repeat_that_took_effect_again_is_found_by_the_object_itself() -> None:
