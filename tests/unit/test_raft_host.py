@@ -6,34 +6,13 @@ import asyncio
 import pytest
 
 from raftspine.cluster.raft_host import RaftLimits
-from raftspine.errors import Corrupt, Misuse, NoSpace, SpineError, TooLarge, Unavailable, Unknown
+from raftspine.errors import Corrupt, Misuse, NoSpace, TooLarge, Unavailable, Unknown
 from raftspine.model import GroupId, NodeId
 from raftspine.ports import Position
-from raftspine.sim.loop import run
-from tests.support.raft_cluster import Cluster, State, command
+from tests.support.raft_cluster import State, command
+from tests.support.raft_scenes import others, outcome, with_cluster
 
 G = GroupId(0)
-
-
-def with_cluster(scene, size=3, **options):
-    async def main(loop):
-        cluster = Cluster(loop, size, **options)
-        cluster.start()
-        await cluster.until(cluster.leader)
-        await scene(cluster)
-
-    run(main)
-
-
-def others(cluster, node):
-    return [other for other in cluster.nodes.values() if other is not node]
-
-
-async def outcome(future):
-    try:
-        return await asyncio.wait_for(future, 30)
-    except SpineError as error:
-        return error
 
 
 # ── proposals ──────────────────────────────────────────────────────────────────────────────────────────────
