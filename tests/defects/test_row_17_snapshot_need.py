@@ -79,6 +79,7 @@ def test_ours_rejection_beyond_the_log() -> None:
     it differs."""
 
     async def leader(puppet):
+        await puppet.feed("b", 1, 0, 0, 5, *[entry(1, f"old {number}") for number in range(5)])
         term = await puppet.elect()
         first = puppet.log.last
         await puppet.hear("b", frames.APPENDED, term, True, first - 1, first + 1)
