@@ -112,6 +112,8 @@ class RaftHost:
             changed=self._mark,
         )
         self._receiver = SnapshotReceiver(machine, self._groups, self._outbox.flushed, self._mark)
+        self._strange: dict[NodeId, None] = {}
+        """Peers that have sent malformed frames, and were reported."""
         self.ignored_frames = 0
         """Frames that were malformed, for a group not held here, or arrived while the journal was unwritable."""
 
@@ -349,13 +351,19 @@ class RaftHost:
     # ── the wire ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _receive(self, source: NodeId, message: Any) -> None:
-        if not self._running or self._reason is not None or not isinstance(message, (list, tuple)):
+        if not isinstance(message, (list, tuple)):
+            self._malformed(source)
+            return
+        if not self._running or self._reason is not None:
             self.ignored_frames += 1
-            if self._running and isinstance(message, (list, tuple)):
+            if self._running:
                 self._overhear(source, message)
             return
         for frame in message:
-            group = self._groups.get(frame[0]) if raft_frames.well_formed(frame) else None
+            if not raft_frames.well_formed(frame):
+                self._malformed(source)
+                continue
+            group = self._groups.get(frame[0])
             if group is None:
                 self.ignored_frames += 1
                 continue
@@ -364,6 +372,13 @@ class RaftHost:
             except Exception as error:  # noqa: BLE001 (as in _turn)
                 self._broken(group, error)
             self._schedule(group)
+
+    def _malformed(self, source: NodeId) -> None:
+        """A proven member sent what no version of this node sends. Counted each time, said once a peer."""
+        self.ignored_frames += 1
+        if source not in self._strange:
+            self._strange[source] = None
+            log.warning("a peer sends Raft frames that cannot be read; they are ignored", peer=source)
 
     def _overhear(self, source: NodeId, message: Sequence[Any]) -> None:
         """Note who leads, without taking part: a node whose disk is full still passes requests on."""

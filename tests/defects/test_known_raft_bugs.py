@@ -15,6 +15,7 @@ from raftspine.cluster.raft_types import RaftLimits
 from raftspine.errors import SpineError, Unknown
 from raftspine.model import NodeId
 from raftspine.ports import Position
+from raftspine.sim.disk import SimFile
 from raftspine.sim.loop import VirtualLoop, run
 from tests.support.raft_cluster import Cluster, command
 from tests.support.raft_puppet import GROUP, Puppet, entry
@@ -171,29 +172,35 @@ def test_a_single_node_answers_for_what_is_on_its_disk(seed):
     run(main, seed=seed)
 
 
-def test_a_sync_that_failed_is_not_made_good_by_the_next():
+def test_a_sync_that_failed_is_not_made_good_by_the_next(monkeypatch: pytest.MonkeyPatch):
     """After a failed fsync the kernel may call the pages clean: the next one succeeds without having written them,
     and what rested on them was acknowledged. Here everything is written anew before anything is."""
+    synced = SimFile._synced
+
+    def forgets(file: SimFile, future: asyncio.Future[None], covered: int) -> None:
+        if file._disk.broken and not file._dead:
+            data = file._file.data
+            data[file._file.synced : covered] = bytes(covered - file._file.synced)
+        synced(file, future, covered)
+
+    monkeypatch.setattr(SimFile, "_synced", forgets)
 
     async def scene(cluster):
-        leader = cluster.leader()
+        node = cluster.leader()
         await _write(cluster, "before ", 5)
-        leader.disk.broken = True
-        assert isinstance(await outcome(leader.host.propose(GROUP, command("r", "append", "k", "unknown"))), Unknown)
-        leader.disk.broken = False
-        await cluster.until(lambda: leader.host.read_only() is None)
+        node.disk.broken = True
+        assert isinstance(await outcome(node.host.propose(GROUP, command("r", "append", "k", "unknown"))), Unknown)
+        node.disk.broken = False
+        await cluster.until(lambda: node.host.read_only() is None and cluster.leader())
         await _write(cluster, "after ", 5)
+        node.crash(power=True)
+        node.start()
+        await cluster.until(cluster.leader)
         await cluster.settled()
-        for node in cluster.nodes.values():
-            node.crash(power=True)
-        for node in cluster.nodes.values():
-            node.start()
-        await cluster.settled()
-        stored = leader.machine.state(0).lists["k"]
         wanted = [f"{when} {number}" for when in ("before", "after") for number in range(5)]
-        assert [value for value in stored if value != "unknown"] == wanted
+        assert [value for value in node.machine.state(0).lists["k"] if value != "unknown"] == wanted
 
-    with_cluster(scene)
+    with_cluster(scene, size=1)
 
 
 # ── elections ──────────────────────────────────────────────────────────────────────────────────────────────

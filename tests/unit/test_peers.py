@@ -401,6 +401,22 @@ def test_a_bad_frame_ends_the_connection_and_changes_nothing(
     hostile(test)
 
 
+@pytest.mark.parametrize("kept", [1, 4, 20, -1])
+def test_a_frame_that_is_cut_short_ends_with_its_connection(kept: int) -> None:
+    async def test(b: Node) -> None:
+        stranger = await Stranger.member(b)
+        first, second = stranger.seal(("first",)), stranger.seal(("second",))
+        stranger.writer.write(first + second[:kept])
+        await until(lambda: len(b.got) == 1)
+        stranger.writer.write_eof()
+        await stranger.closed()
+        await until(lambda: b.links == [(A, True), (A, False)])
+        assert b.got == [(A, ("first",))]
+        assert b.peers.counters["links_lost"] == 1 and b.rejected() == {}
+
+    hostile(test)
+
+
 def test_frames_of_one_connection_mean_nothing_on_the_next() -> None:
     async def test(b: Node) -> None:
         first = await Stranger.member(b)

@@ -4,6 +4,7 @@ trouble."""
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from raftspine.cluster.raft_host import RaftLimits
 from raftspine.errors import Corrupt, Misuse, NoSpace, TooLarge, Unavailable, Unknown
@@ -348,6 +349,22 @@ def test_malformed_messages_are_refused_and_the_node_goes_on(body):
         host._receive(NodeId("n2"), [[0, 3, 1, 0, 0, 0, [[1, "text"]]], "nonsense", [77, 6, 1]])
         assert host.ignored_frames >= 3
         assert await host.propose(G, command("r", "append", "k", 1)) == 1
+
+    with_cluster(scene)
+
+
+def test_a_member_that_sends_what_cannot_be_read_is_reported_once_and_changes_nothing():
+    async def scene(cluster):
+        await cluster.settled()
+        host = cluster.leader().host
+        before, ignored = host.status(G), host.ignored_frames
+        with capture_logs() as logs:
+            for _ in range(5):
+                host._receive(NodeId("n2"), [[0, 5, "a term"], [0, 99, 1]])
+                host._receive(NodeId("n2"), "no list")
+        assert host.ignored_frames == ignored + 15
+        assert [(entry["peer"], entry["log_level"]) for entry in logs] == [("n2", "warning")]
+        assert host.status(G) == before
 
     with_cluster(scene)
 
