@@ -189,7 +189,6 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
         timing: RaftTiming,
         apply_entries: int,
     ) -> None:
-        require_version()
         self._now = clock.monotonic
         self._chance = entropy.random
         self._timing = timing

@@ -25,6 +25,7 @@ from typing import Any
 import structlog
 
 from raftspine.cluster import raft_frames
+from raftspine.cluster.raft_engine import require_version
 from raftspine.cluster.raft_group import Outgoing, RaftGroup
 from raftspine.cluster.raft_outbox import Outbox
 from raftspine.cluster.raft_snapshot import METHOD as SNAPSHOT_METHOD
@@ -65,6 +66,8 @@ class RaftHost:
         loop: AbstractEventLoop | None = None,
         on_commit: Callable[[float], None] = lambda seconds: None,
     ) -> None:
+        """Raises Misuse when another version of the Raft engine is installed than the one proven safe."""
+        require_version()
         self._node = node
         self._clock = clock
         self._entropy = entropy

@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cluster import LocalCluster, await_that
+from tests.support.cluster import SECRET, LocalCluster, await_that
 from tests.support.processes import Processes
 from tests.support.tools import missing, need, need_root
 
@@ -146,6 +147,46 @@ def test_damaged_files_stop_the_start_with_one_line_that_names_the_place(
     shutil.copytree(sound, tmp_path / "n1")
     cluster.start()
     assert ask(cluster, "n1", "GET", "/v1/memories/m1")[0] == 200
+
+
+def test_a_torn_end_of_the_raft_journal_is_cut_and_said(processes: Processes, tmp_path: Path) -> None:
+    cluster = LocalCluster(processes, tmp_path, nodes=1)
+    cluster.start()
+    for i in range(20):
+        assert ask(cluster, "n1", "PUT", f"/v1/memories/m{i}", {"content": "y", "tags": ["lock"]})[0] == 201
+    cluster.kill("n1")
+    file = max((tmp_path / "n1" / "n1").glob("raft/*.wal"))
+    whole = file.stat().st_size
+    with file.open("ab") as torn:
+        torn.write(b"\0\0\1\0 half a record")
+    told = len(cluster.running["n1"].output())
+    cluster.start()
+    said = [line for line in cluster.running["n1"].output()[told:].splitlines() if "cut a torn record" in line]
+    assert len(said) == 1 and str(whole) in said[0] and file.name in said[0]
+    for i in range(20):
+        assert ask(cluster, "n1", "GET", f"/v1/memories/m{i}")[0] == 200
+
+
+_ANOTHER_ENGINE = """
+import pysyncobj.version
+pysyncobj.version.VERSION = "0.3.18"
+"""
+
+
+def test_another_version_of_the_raft_engine_stops_the_start(processes: Processes, tmp_path: Path) -> None:
+    """Its safety rules are proven for one version; what they mean for another nobody knows."""
+    (tmp_path / "sitecustomize.py").write_text(_ANOTHER_ENGINE)
+    cluster = LocalCluster(processes, tmp_path, nodes=1)
+    config = str(cluster.write_config("n1"))
+    node = processes.start(
+        [sys.executable, "-m", "raftspine", "serve", "--config", config, "--node", "n1", "--dev"],
+        env={"RAFTSPINE_CLUSTER_SECRET": SECRET, "PYTHONPATH": str(tmp_path)},
+        name="n1",
+    )
+    assert node.wait(30) not in (0, None)
+    said = node.output().splitlines()
+    assert "pysyncobj 0.3.18 is installed" in said[-1] and "pysyncobj==0.3.17" in said[-1]
+    assert not any("Traceback" in line for line in said)
 
 
 def test_rubbish_on_its_ports_and_a_stalled_upload_neither_end_a_node_nor_keep_it_from_ending(
