@@ -6,6 +6,8 @@ resolves when all records made so far are on disk: one sync for all groups. Rule
 
 * The log keeps records in order and cuts only its tail, so what is read back is a state this node was in.
 * `durable` of a group is the highest index known to be on disk; it never covers an entry that was cut since.
+  What is read back at start is not known to be: a process that was killed may have left it in the page cache, where
+  it looks as good as written. So a journal begins dirty, and its first commit covers all it has read.
 * Entries above a base are kept when the base moves up; only `reset`, called for a snapshot that contradicts
   the log, drops them.
 * The log stays bounded: when it has grown enough, `commit` opens a new segment, restates every group there
@@ -66,6 +68,7 @@ class Journal:
         self._touched: dict[GroupId, GroupJournal] = {}
         self._written = 0
         self._broken = False
+        self._unproven = False
         self._keep_from = 0
         self._restating: list[_Mark] = []
 
@@ -75,8 +78,7 @@ class Journal:
         journal = cls(log, rotate_bytes=rotate_bytes)
         replay = _Replay(journal)
         replay.run(log)
-        for group in journal._groups.values():
-            group.durable = group.last
+        journal._unproven = bool(journal._groups)
         # Records of a torn restatement would swallow what is appended behind them: begin with a new one.
         journal._broken = bool(replay.unfinished)
         return journal
@@ -104,7 +106,7 @@ class Journal:
     @property
     def dirty(self) -> bool:
         """Whether anything was recorded that no commit covers yet."""
-        return bool(self._records) or self._broken
+        return bool(self._records) or self._broken or self._unproven
 
     def commit(self) -> "Future[None]":
         """Resolves when everything recorded before the call survives power loss.
@@ -118,7 +120,7 @@ class Journal:
         elif self._written >= max(self._rotate_bytes, 2 * self._live_bytes()):
             self._then(done, self._restate, self._restated(done))
         else:
-            marks = self._marks(self._touched)
+            marks = self._marks(self._groups if self._unproven else self._touched)
             self._then(done, self._write, lambda: self._settle(done, marks))
         return done
 
@@ -143,6 +145,7 @@ class Journal:
             done.set_exception(error)
 
     def _settle(self, done: "Future[None]", marks: list[_Mark]) -> None:
+        self._unproven = False
         for mark in marks:
             if mark.log.cuts == mark.cuts:
                 mark.log.durable = mark.last

@@ -203,6 +203,36 @@ def test_a_sync_that_failed_is_not_made_good_by_the_next(monkeypatch: pytest.Mon
     with_cluster(scene, size=1)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_a_killed_process_left_in_the_page_cache_is_synced_before_it_is_acknowledged(seed):
+    """A process dies between writing an entry and syncing it. The next one reads it back, the leader offers it again,
+    there is nothing to write, and the acknowledgement left at once: for bytes that only the page cache had."""
+
+    async def main(loop: VirtualLoop) -> None:
+        cluster = Cluster(loop, 3)
+        cluster.start()
+        leader = await cluster.until(cluster.leader)
+        await cluster.settled()
+        follower, third = others(cluster, leader)
+        third.crash()
+        follower.disk.sync_seconds = (0.6, 0.7)
+        leader.host.propose(GROUP, command("r", "append", "k", "kept"))
+        index = leader.host._groups[GROUP].log.last + 1
+        await cluster.until(lambda: follower.host.status(GROUP).last == index)
+        follower.crash(power=False)
+        follower.start()
+        await cluster.until(lambda: any(host.status(GROUP).commit >= index for host in cluster.hosts()))
+        for node in (leader, follower):
+            node.crash(power=True)
+        follower.start()
+        third.start()
+        survivor = await cluster.until(cluster.leader)
+        await survivor.host.wait_applied(GROUP, await survivor.host.read_index(GROUP))
+        assert survivor.machine.state(0).lists.get("k") == ["kept"]
+
+    run(main, seed=seed)
+
+
 # ── elections ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -67,7 +67,11 @@ def test_what_was_committed_comes_back():
         assert again.group(A).rows == [(b"", 2, 1), (b"a3", 3, 1), (b"anew", 4, 2)]
         assert again.group(B).rows == [(b"", 50, 6), (b"after", 51, 6)]
         assert again.group(B).voters == VOTERS[:1]
-        assert [again.group(g).durable for g in (A, B)] == [4, 51]
+        assert again.dirty and [again.group(g).durable for g in (A, B)] == [0, 0], (
+            "read back is not proven to be stored"
+        )
+        await again.commit()
+        assert not again.dirty and [again.group(g).durable for g in (A, B)] == [4, 51]
 
     on_disk(scene)
 
