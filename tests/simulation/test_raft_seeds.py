@@ -23,7 +23,7 @@ def test_raft_keeps_its_promises(seed):
     print(f"seed {seed}, {nodes} nodes, {'datagrams' if datagrams else 'links'}")
     counts = tell(seed, nodes=nodes, datagrams=datagrams, seconds=10)
     assert counts["done"] > 20
-    assert counts["reads"] > 20
+    assert counts["reads"] > 10
 
 
 def test_a_seed_is_one_run():
