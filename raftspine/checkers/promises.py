@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from raftspine.checkers.history import Operation
-from raftspine.checkers.models import frozen
+from raftspine.checkers.models import applied, frozen
 from raftspine.checkers.past import WRITES, Broken, Past, Unjudgeable
 from raftspine.checkers.verdict import Verdict, passed, short, told, undecided, violation
 
@@ -156,7 +156,7 @@ def counter_bounds(history: Iterable[Operation]) -> Verdict:
             by_key.setdefault(op.key, []).append(op)
     judged, found = 0, []
     for key, ops in sorted(by_key.items()):
-        adds = [op for op in ops if op.kind == "add" and op.maybe]
+        adds = [op for op in ops if op.kind == "add" and op.maybe and applied(op)]
         for read in (op for op in ops if op.kind != "add" and op.ok):
             judged += 1
             least = sum(op.input for op in adds if op.ends_at < read.invoked_at)

@@ -49,6 +49,7 @@ CASES = [
     (ONCE, "an answer and a doubt", [w(0, None, 1, **KEYED), w(2, 3, 1, output="v2", **KEYED)], "ok"),
     (BOUNDS, "exact", [op(0, 1, "add", 2), op(2, 3, "add", 3), op(4, 5, "read", None, 5)], "ok"),
     (BOUNDS, "an unknown add", [op(0, None, "add", 2), op(2, 3, "read", None, 0), final(2)], "ok"),
+    (BOUNDS, "a refused add", [op(0, 1, "add", 2, {"refused": True}), final(0)], "ok"),
     (BOUNDS, "too few", [op(0, 1, "add", 2), op(2, 3, "read", None, 1)], "violation"),
     (BOUNDS, "too many", [op(0, 1, "add", 2), final(4)], "violation"),
 ]
