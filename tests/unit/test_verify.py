@@ -31,8 +31,8 @@ def server() -> Iterator[FakeServer]:
 
 
 def run(url: str, operations: int = 600, only: str = "", **options: Any) -> tuple[Outcome, list[Judged]]:
-    """A run of so many operations, `only` of these workloads where given. The rate is beyond reach, so that clients are
-    always behind their schedule: they must still notice that the work is over."""
+    """A run of so many operations, `only` of these workloads where given. The rate is beyond reach, so that clients
+    are always behind their schedule: they must still notice that the work is over."""
     chosen = Options([url], **{"seconds": 60.0, "rate": 1e6, "clients": 8, **options})
     left = operations
 
