@@ -146,7 +146,7 @@ class LedgerHost:
             outcome, effects = machine.apply(batch, command, Place(index, sub, after.at.term), group, after.time_ms)
             batch.store(effects)
             results.append((outcome, index))
-        return results, batch.changed
+        return results, batch.finish()
 
     def _apply_meta(self, index: int, entry: Sequence[bytes]) -> tuple[list[Any], list[Row]]:
         decoded = [cluster.decode(command) for command in entry]
@@ -244,35 +244,43 @@ class Stored(LedgerView):
 
 class _Batch(Overlay):
     """The state while one entry is applied: the engine's, and on top what the commands before have changed.
-    Nothing is staged until the entry is through, so `changed` grows here."""
+    Nothing is staged until the entry is through; `finish` gives the rows. Counters change with nearly every
+    command, and only their last value is stored."""
 
     def __init__(self, engine: Engine, ring: RingSink, group: GroupId) -> None:
         super().__init__(Stored(engine, group))
         self._engine = engine
         self._sink = ring
         self._group = group
-        self.changed: list[Row] = []
+        self._changed: list[Row] = []
+        self._counted: dict[str, int] = {}
+
+    def finish(self) -> list[Row]:
+        """All changed rows."""
+        for name, value in self._counted.items():
+            key = keys.ledger(self._group, COUNTERS, name)
+            self._changed.append((key, codec.encode(value) if value else None))
+        return self._changed
 
     def store(self, effects: Sequence[Effect]) -> None:
         """Take up a command's effects, in order, and turn them into rows."""
         self.perform(effects)
         for effect in effects:
             if isinstance(effect, SetStrong):
-                self.changed += memories.strong_rows(self._group, effect.id, effect.old, effect.new)
+                self._changed += memories.strong_rows(self._group, effect.id, effect.old, effect.new)
                 if effect.old is None and effect.new is not None:
                     self._sink.shadow(self._group, effect.new)
             elif isinstance(effect, SetRow):
-                self.changed.append((keys.ledger_table(self._group, effect.table) + effect.key, effect.value))
+                self._changed.append((keys.ledger_table(self._group, effect.table) + effect.key, effect.value))
             elif isinstance(effect, SetRequest):
                 row = encode_request(effect.row)
-                self.changed.append(memories.strong_request_row(self._group, effect.digest, row))
+                self._changed.append(memories.strong_request_row(self._group, effect.digest, row))
             elif isinstance(effect, SetCounter):
-                key = keys.ledger(self._group, COUNTERS, effect.name)
-                self.changed.append((key, codec.encode(effect.value) if effect.value else None))
+                self._counted[effect.name] = effect.value
             elif isinstance(effect, SetRing):
                 self._sink.adopt(self._group, effect.version)
             else:
-                self.changed += conflict_rows(self._engine, self._group, effect)
+                self._changed += conflict_rows(self._engine, self._group, effect)
 
 
 def load_request(view: View, group: GroupId, digest: bytes) -> RequestRow | None:
