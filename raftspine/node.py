@@ -11,17 +11,17 @@ import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 import uvloop
 
 from raftspine._version import __version__
 from raftspine.cluster.peers import Peers, Tls
-from raftspine.cluster.raft_host import RaftHost, RaftTiming
+from raftspine.cluster.raft_host import RaftHost, RaftLimits, RaftTiming
 from raftspine.cluster.rpc import Rpcs
 from raftspine.cluster.tls import tls_from_files
 from raftspine.config import Config, Security, guard_bind, load_api_keys
@@ -31,7 +31,7 @@ from raftspine.core.routing import Router
 from raftspine.http.app import HttpServer, build
 from raftspine.http.auth import Auth
 from raftspine.model import META_GROUP, NodeId, Table
-from raftspine.ports import Clock, Directory, Entropy, Transport, Tree
+from raftspine.ports import Clock, CrashPoint, Directory, Entropy, Transport, Tree, nowhere
 from raftspine.services.bootstrap import ClusterBootstrap, check_votes, serve_table
 from raftspine.services.catchup import Catchup
 from raftspine.services.counts import Counts
@@ -71,6 +71,16 @@ RAFT_SEGMENT_BYTES = 128 << 20
 """Above the journal's own rotation, which restates the groups: the log never rotates without it."""
 
 
+class Sizes(NamedTuple):
+    """Where logs are cut. The simulator's are smaller, so that a short run gets there."""
+
+    raft: RaftLimits = RaftLimits()
+    rotate_bytes: int = 64 << 20
+
+
+SIZES = Sizes()
+
+
 @dataclass(frozen=True)
 class World:
     """What a node stands on. Whoever makes a world closes it, after the node."""
@@ -82,10 +92,14 @@ class World:
     data_log: Directory
     raft_log: Directory
     tree: Tree
+    staging: Directory
+    """Where received snapshots wait until they are whole."""
     open_links: Callable[[], Awaitable[None]]
     link_counters: Callable[[], Mapping[str, int]] = dict
     folder: str = ""
     """Where the files are, for messages to the operator."""
+    passed: CrashPoint = nowhere
+    sizes: Sizes = SIZES
 
 
 class Node:
@@ -147,8 +161,12 @@ class Node:
         )
 
         # the log
-        self._ledger = LedgerHost(engine, replica, on_table=topology.adopt)
-        journal = Journal.open(Wal.open(world.raft_log, segment_bytes=RAFT_SEGMENT_BYTES, on_cut=_tell_cut))
+        self._ledger = LedgerHost(engine, replica, on_table=topology.adopt, passed=world.passed)
+        journal = Journal.open(
+            Wal.open(world.raft_log, segment_bytes=RAFT_SEGMENT_BYTES, on_cut=_tell_cut),
+            rotate_bytes=world.sizes.rotate_bytes,
+            passed=world.passed,
+        )
         check_votes(node, topology, journal.groups(), self._ledger.position, raft_folder=f"{world.folder}/raft")
         self.raft = raft = RaftHost(
             node,
@@ -157,11 +175,16 @@ class Node:
             rpc=rpc,
             journal=journal,
             machine=self._ledger,
+            staging=world.staging,
+            snapshot_bytes_per_second=config.storage.snapshot_bytes_per_second,
+            passed=world.passed,
+            limits=world.sizes.raft,
             timing=RaftTiming(
                 timing.heartbeat_ms, timing.election_min_ms, timing.election_max_ms, timing.check_quorum_ms
             ),
             on_commit=self.telemetry.commit_seconds.labels("raft").observe,
         )
+        topology.withheld = replica.withheld = raft.in_doubt
         strong = StrongPath(
             node,
             raft,
@@ -231,6 +254,8 @@ class Node:
             hlc=hlc,
             telemetry=self.telemetry,
             link_counters=world.link_counters,
+            traffic=raft.traffic,
+            divergences=raft.divergences,
         )
         topology.on_change(self._take_up)
 
@@ -325,6 +350,8 @@ async def real_world(config: Config, node: NodeId) -> AsyncIterator[World]:
         held.callback(data_log.close)
         raft_log = FileDirectory(folder / "raft", loop)
         held.callback(raft_log.close)
+        staging = FileDirectory(folder / "snapshots", loop)
+        held.callback(staging.close)
         tree = LmdbTree.open(folder / "data" / "tree", config.storage.map_size_bytes, loop)
         peers = Peers(
             node,
@@ -346,12 +373,16 @@ async def real_world(config: Config, node: NodeId) -> AsyncIterator[World]:
                 data_log,
                 raft_log,
                 tree,
+                staging,
                 peers.start,
                 link_counters=lambda: peers.counters,
                 folder=str(folder),
             )
         finally:
             await peers.close()
+
+
+MakeWorld = Callable[[Config, NodeId], AbstractAsyncContextManager[World]]
 
 
 def run(config: Config, node: NodeId) -> int:
@@ -365,14 +396,14 @@ def run(config: Config, node: NodeId) -> int:
     return 0
 
 
-async def serve(config: Config, node: NodeId) -> None:
+async def serve(config: Config, node: NodeId, make_world: MakeWorld = real_world) -> None:
     """A node on this machine, with its HTTP front door, until it is told to stop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stop.set)
     member = config.member(node)
-    async with real_world(config, node) as world:
+    async with make_world(config, node) as world:
         running = Node(config, node, world)
         http = HttpServer(
             build(

@@ -25,6 +25,15 @@ class Clock(Protocol):
         ...
 
 
+CrashPoint = Callable[[str], None]
+"""Told the name of each step whose interruption a restart must survive, as it is passed. Production tells nobody; the
+simulator lets the machine die there."""
+
+
+def nowhere(point: str) -> None:
+    """The CrashPoint of a node that dies by itself."""
+
+
 class Entropy(Protocol):
     def random(self) -> float:
         """Uniform in [0, 1)."""
@@ -55,7 +64,10 @@ class Directory(Protocol):
         ...
 
     def names(self) -> list[str]: ...
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        """`length` bytes from `offset`, fewer where the file ends; all that follows when `length` is -1."""
+        ...
+
     def open(self, name: str, *, truncate_at: int | None = None) -> AppendFile: ...
     def remove(self, name: str) -> None: ...
 
@@ -155,6 +167,24 @@ class Position(NamedTuple):
     term: int
 
 
+class Mark(NamedTuple):
+    """What a replica's history came to: `digest` is over the effects of all entries with since <= index < below.
+    Replicas whose marks have the same bounds have the same digest, or one of them applied something else."""
+
+    below: int
+    since: int
+    digest: bytes
+
+
+class Doubt(NamedTuple):
+    """Why a replica's state must not be shown. `wrong`: a majority agrees on another digest for `mark`; otherwise
+    replicas differ there and no majority says who is right."""
+
+    wrong: bool
+    mark: Mark
+    text: str
+
+
 class LogStatus(NamedTuple):
     """One group's Raft state on this node, for routing, metrics and `cluster status`."""
 
@@ -167,6 +197,16 @@ class LogStatus(NamedTuple):
     last: int
     voters: tuple[NodeId, ...]
     reason: str | None = None  # why a halted group is halted
+    quarantined: bool = False  # its state differs from other replicas': it is not shown and does not lead
+    snapshots: tuple["SnapshotProgress", ...] = ()
+
+
+class SnapshotProgress(NamedTuple):
+    """A snapshot on its way: to `peer` (sent), or from whoever leads (received, `peer` None). Bytes so far."""
+
+    peer: NodeId | None
+    index: int  # type: ignore[assignment]  # as in Position
+    size_bytes: int
 
 
 class ReplicatedLog(Protocol):
@@ -211,8 +251,21 @@ class StateMachine(Protocol):
         """The group's state at one position, in chunks of at most 256 KiB."""
         ...
 
-    def install(self, group: GroupId, at: Position, chunks: Sequence[bytes]) -> Awaitable[None]:
-        """Replace the group's state, atomically and durably, by a verified snapshot."""
+    def install(self, group: GroupId, at: Position, chunks: Iterable[bytes]) -> Awaitable[None]:
+        """Replace the group's state, atomically and durably, by a snapshot, and lift its doubt. What iterating over
+        `chunks` raises ends it, and nothing has changed then."""
+        ...
+
+    def marks(self, group: GroupId) -> Sequence[Mark]:
+        """What the last stretches of the group's history came to, oldest first."""
+        ...
+
+    def doubt(self, group: GroupId) -> Doubt | None:
+        """The doubt stored last."""
+        ...
+
+    def set_doubt(self, group: GroupId, doubt: Doubt | None) -> Awaitable[None]:
+        """Remember, over restarts, that this replica's state is not to be trusted; None: it is again."""
         ...
 
     def flush(self) -> Awaitable[None]:

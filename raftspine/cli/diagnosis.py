@@ -22,6 +22,10 @@ UNWRITABLE = "cannot be written"
 """In the reason of a group whose node cannot write its Raft journal: a condition that passes."""
 
 
+NO_MAJORITY = "none has a majority"
+"""In the reason of a group whose replicas differ without one of them being known to be wrong."""
+
+
 class View(NamedTuple):
     """One node, asked: `status` is its own account, or None with the reason in `silence`."""
 
@@ -46,6 +50,7 @@ def diagnose(views: Sequence[View]) -> list[Finding]:
         *_strangers(views),
         *_down(views),
         *_leaderless(views),
+        *_quarantined(views),
         *_halted(views),
         *_read_only(views),
         *_unready(views),
@@ -127,11 +132,37 @@ def _leaderless(views: Sequence[View]) -> Iterator[Finding]:
         )
 
 
+def _quarantined(views: Sequence[View]) -> Iterator[Finding]:
+    """Replicas whose state differs from the others'. Where a majority says what is right, it heals by itself."""
+    for view in _up(views):
+        for group in _groups(view):
+            if group.get("quarantined"):
+                reason = str(group.get("reason", ""))
+                yield Finding(
+                    f"{view.member.id} shows nothing of {group['group']}: {reason}",
+                    "nobody knows which replica is right: start the missing nodes; if all are up, see "
+                    "docs/operations.md, A replica that differs"
+                    if NO_MAJORITY in reason
+                    else "it takes the state of a sound replica by itself; find out why it differs (memory, disk)",
+                )
+
+
+def snapshots(view: View) -> list[str]:
+    """The snapshots this node takes or sends now, a sentence each."""
+    lines = []
+    for group in _groups(view):
+        for one in group.get("snapshots", ()):
+            way = f"sends {one['to']}" if "to" in one else "receives"
+            size = one["bytes"] / (1 << 20)
+            lines.append(f"{view.member.id} {way} a snapshot of {group['group']}: {size:.1f} MiB so far")
+    return lines
+
+
 def _halted(views: Sequence[View]) -> Iterator[Finding]:
     for view in _up(views):
         stopped: dict[str, list[str]] = {}
         for group in _groups(view):
-            if group.get("reason"):
+            if group.get("reason") and not group.get("quarantined"):
                 stopped.setdefault(group["reason"], []).append(group["group"])
         for reason, groups in stopped.items():
             if UNWRITABLE in reason:

@@ -22,6 +22,8 @@ PREVOTED: Final = 8
 STALE: Final = 9
 TIMEOUT_NOW: Final = 10
 COMMITTED: Final = 11
+MARKS: Final = 20
+SNAPSHOT_WANTED: Final = 21
 
 SHAPES: Final[dict[int, tuple[type, ...]]] = {
     HEARTBEAT: (int, int),  # commit index the receiver is known to hold, read context
@@ -35,6 +37,8 @@ SHAPES: Final[dict[int, tuple[type, ...]]] = {
     STALE: (),
     TIMEOUT_NOW: (),
     COMMITTED: (int,),  # commit index the receiver is known to hold; needs no answer
+    MARKS: (list, int),  # [[below, since, digest], …] of the sender's state, its standing (raft_audit.py)
+    SNAPSHOT_WANTED: (),  # the sender's state is wrong: the leader's may replace it
 }
 
 LEADERS: Final = frozenset({HEARTBEAT, APPEND, COMMITTED})
@@ -58,7 +62,19 @@ def well_formed(frame: Any) -> bool:
     for wanted, field in zip(shape, frame[3:], strict=True):
         if not (_number(field) if wanted is int else type(field) is wanted):
             return False
+    if kind == MARKS:
+        return all(_mark(mark) for mark in frame[3])
     return kind != APPEND or all(_entry(entry) for entry in frame[6])
+
+
+def _mark(mark: Any) -> bool:
+    return (
+        isinstance(mark, (list, tuple))
+        and len(mark) == 3
+        and _number(mark[0])
+        and _number(mark[1])
+        and type(mark[2]) is bytes
+    )
 
 
 def _entry(entry: Any) -> bool:

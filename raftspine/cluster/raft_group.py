@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from raftspine.cluster import raft_envelope, raft_frames, raft_history
+from raftspine.cluster.raft_audit import Audit
 from raftspine.cluster.raft_engine import NO_OP, REGULAR, Engine
 from raftspine.cluster.raft_flow import RETRY_HEARTBEATS, Flow
 from raftspine.cluster.raft_guard import Guard
@@ -23,7 +24,7 @@ from raftspine.cluster.raft_reads import Reads
 from raftspine.cluster.raft_types import GroupLog, RaftLimits, RaftTiming
 from raftspine.errors import NoSpace, SpineError, Unavailable
 from raftspine.model import NodeId
-from raftspine.ports import Clock, Entropy, LogStatus, Position, StateMachine
+from raftspine.ports import Clock, Doubt, Entropy, LogStatus, Position, SnapshotProgress, StateMachine
 
 Outgoing = tuple[NodeId, Sequence[Any]]
 """A frame and the peer it is for."""
@@ -65,8 +66,8 @@ class RaftGroup:
         self.installing = False
         self.handover: Handover | None = None
         self.known_leader: NodeId | None = None
-        self.sending: dict[NodeId, int] = {}
-        """Snapshots on their way to followers, by their index: entries above must stay for what comes after."""
+        self.sending: dict[NodeId, SnapshotProgress] = {}
+        """Snapshots on their way to followers: entries above their index must stay for what comes after."""
 
         self._machine = machine
         self._loop = loop
@@ -85,6 +86,7 @@ class RaftGroup:
         self.applied_ms = raft_history.newest_stamp(log, applied)
         """The newest leader time among applied entries."""
         self._stamp_ms = self.applied_ms
+        self.audit = Audit(me, log, machine, self.emit, self._doubted)
         self._guard = Guard(
             log,
             self.peers,
@@ -113,19 +115,19 @@ class RaftGroup:
 
     def propose(self, command: bytes) -> "Future[Any]":
         """Queue a command for this turn's entry."""
-        if self.halted is not None or not self.engine.leads:
+        if self.shut or not self.engine.leads:
             return self._failed(self.not_leading())
         return self._proposals.submit(command)
 
     def read_index(self) -> "Future[int]":
-        if self.halted is not None or not self.engine.leads:
+        if self.shut or not self.engine.leads:
             return self._failed(self.not_leading())
         reader: Future[int] = self._loop.create_future()
         self._reads.add(reader)
         return reader
 
     def wait_applied(self, index: int) -> "Future[None]":
-        if self.engine.applied < index and self.halted is not None:
+        if self.doubt is not None or (self.engine.applied < index and self.halted is not None):
             return self._failed(self.not_leading())
         waiter: Future[None] = self._loop.create_future()
         if self.engine.applied >= index:
@@ -145,6 +147,8 @@ class RaftGroup:
         text = f"this node does not lead group {self.group}"
         if self.halted is not None:
             text = f"group {self.group} is halted here: {self.halted}"
+        elif self.doubt is not None:
+            text = f"group {self.group} is quarantined here: {self.doubt.text}"
         return Unavailable(text, code="no_leader", details={"group": self.group, "leader": self.leader})
 
     def status(self, reason: str | None) -> LogStatus:
@@ -160,8 +164,20 @@ class RaftGroup:
             engine.applied,
             self.log.last,
             self.log.voters,
-            self.halted or reason or self.stalled,
+            self.halted or reason or (self.doubt.text if self.doubt is not None else self.stalled),
+            self.doubt is not None,
+            tuple(self.sending.values()),
         )
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """Why this replica's state is not shown to anybody (raft_audit.py)."""
+        return self.audit.doubt
+
+    @property
+    def shut(self) -> bool:
+        """Whether nothing may be asked of this replica."""
+        return self.halted is not None or self.audit.doubt is not None
 
     @property
     def leader(self) -> NodeId | None:
@@ -172,7 +188,8 @@ class RaftGroup:
         """Whether committed entries on disk wait to be applied."""
         engine = self.engine
         ready = min(engine.commit, self.log.durable) > engine.applied
-        return ready and self.halted is None and self.stalled is None and not self.installing
+        able = self.halted is None and self.stalled is None and not self.installing
+        return ready and able and not self.audit.wrong
 
     @property
     def unapplied(self) -> bool:
@@ -199,6 +216,15 @@ class RaftGroup:
         """A well-formed frame for this group; strangers are not heard."""
         if self.halted is not None or source not in self.peers:
             return
+        if frame[1] == raft_frames.MARKS:
+            self.audit.heard(source, frame[3], frame[4])
+            return
+        if frame[1] == raft_frames.SNAPSHOT_WANTED:
+            if self.engine.leads and self.doubt is None:
+                self.flow.snapshots_wanted.append(source)
+            return
+        if frame[1] == raft_frames.TIMEOUT_NOW and self.doubt is not None:
+            return  # whoever asks does not know: this replica has nothing to show as a leader
         if self.installing and frame[1] == raft_frames.APPEND:
             self._guard.from_leader(source, frame[2])
             return  # the log is about to be replaced; the leader asks again
@@ -306,7 +332,7 @@ class RaftGroup:
         (self.held if kind in raft_frames.HELD else self.express).append((peer, frame))
 
     def may_campaign(self) -> bool:
-        able = not self.installing and self.halted is None and self.stalled is None
+        able = not self.installing and self.halted is None and self.stalled is None and not self.audit.wrong
         return able and self._guard.may_campaign()
 
     def forced(self) -> bool:
@@ -314,7 +340,7 @@ class RaftGroup:
 
     def apply(self, index: int, term: int, command: bytes) -> bool:
         """Apply one entry. False when it cannot be: the group has halted, stalled, or awaits a snapshot."""
-        if self.halted is not None or self.installing:
+        if self.halted is not None or self.installing or self.audit.wrong:
             return False
         kind = command[:1]
         results: list[Any] | None = []
@@ -355,6 +381,17 @@ class RaftGroup:
             self.engine.resign()
             self.held.clear()
             self.end(f"the group halted: {reason}")
+
+    def _doubted(self) -> None:
+        """This replica's state may be wrong: whoever waits for it is sent away."""
+        refusal = self.not_leading()
+        self._proposals.refuse(refusal)
+        self._reads.fail(refusal)
+        if self.audit.wrong:
+            self._proposals.abandon("this replica's state differs from the others'")
+        fail((waiter for _, _, waiter in self._awaited), refusal)
+        self._awaited.clear()
+        self.stir()
 
     def resign(self, error: SpineError, reason: str) -> None:
         """Stop leading because the journal cannot be written; nothing that waited may be acknowledged."""
@@ -423,6 +460,7 @@ class RaftGroup:
             self._proposals.superseded(at.index)
             log.reset(at.index, at.term, self.applied_ms, voters)
         self.engine.jump(at.index)
+        self.audit.reload()
         self._wake_awaited()
 
     @property
@@ -436,5 +474,5 @@ class RaftGroup:
             self._limits,
             applied=self.engine.applied,
             applied_ms=self.applied_ms,
-            needed=(stored, *self.sending.values()),
+            needed=(stored, *(sent.index for sent in self.sending.values())),
         )

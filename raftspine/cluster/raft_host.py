@@ -19,22 +19,23 @@ There is no thread and no task per proposal here; time comes from the Clock and 
 import asyncio
 import errno
 from asyncio import AbstractEventLoop, Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
 
-from raftspine.cluster import raft_frames
+from raftspine.cluster import raft_frames, raft_history, raft_snapshot
 from raftspine.cluster.raft_engine import require_version
 from raftspine.cluster.raft_group import Outgoing, RaftGroup
 from raftspine.cluster.raft_outbox import Outbox
-from raftspine.cluster.raft_snapshot import METHOD as SNAPSHOT_METHOD
-from raftspine.cluster.raft_snapshot import SnapshotReceiver
+from raftspine.cluster.raft_snapshot import SnapshotReceiver, Traffic
+from raftspine.cluster.raft_staging import Staging
 from raftspine.cluster.raft_types import GroupLog, RaftJournal, RaftLimits, RaftTiming
 from raftspine.cluster.raft_workers import Workers
 from raftspine.errors import Corrupt, Misuse, NoSpace, SpineError, Unavailable
 from raftspine.model import GroupId, NodeId
-from raftspine.ports import Clock, Entropy, LogStatus, Rpc, StateMachine
+from raftspine.ports import Clock, CrashPoint, Directory, Entropy, Handler, LogStatus, Rpc, StateMachine, nowhere
 
 __all__ = ["RaftHost", "RaftLimits", "RaftTiming"]
 
@@ -61,6 +62,9 @@ class RaftHost:
         rpc: Rpc,
         journal: RaftJournal,
         machine: StateMachine,
+        staging: Directory,
+        snapshot_bytes_per_second: int = 16 << 20,
+        passed: CrashPoint = nowhere,
         timing: RaftTiming | None = None,
         limits: RaftLimits | None = None,
         loop: AbstractEventLoop | None = None,
@@ -82,6 +86,8 @@ class RaftHost:
         self._running = False
         self._reason: str | None = None
         self._full = False
+        self.traffic = Traffic()
+        """Bytes and counts of snapshots, since the node started."""
         self._overheard: dict[GroupId, tuple[int, NodeId]] = {}
         """While the journal cannot be written: term and sender of the last word from a leader. Nothing rests on
         it; it only tells this node's clients whom to ask."""
@@ -113,8 +119,21 @@ class RaftHost:
             rpc=rpc,
             machine=machine,
             changed=self._mark,
+            snapshot_bytes_per_second=snapshot_bytes_per_second,
+            passed=passed,
+            traffic=self.traffic,
+            tidy=self._tidy_stages,
         )
-        self._receiver = SnapshotReceiver(machine, self._groups, self._outbox.flushed, self._mark)
+        self._staging = Staging(staging)
+        self._receiver = SnapshotReceiver(
+            machine,
+            self._groups,
+            self._staging,
+            flushed=self._outbox.flushed,
+            changed=self._mark,
+            passed=passed,
+            traffic=self.traffic,
+        )
         self._strange: dict[NodeId, None] = {}
         """Peers that have sent malformed frames, and were reported."""
         self.ignored_frames = 0
@@ -149,8 +168,16 @@ class RaftHost:
         state = self._journal.group(group)
         if state is None:
             return self._journal.create(group, voters, index=at.index, term=at.term)
-        if at.index > state.last:
-            # A snapshot was installed and the journal did not get to hear of it: all it holds is covered.
+        staged = self._staging.get(group)
+        if staged is not None and staged.complete and staged.target.at == at and at.index >= state.base:
+            # The switch to this snapshot was made, and the journal may not have got to hear of it.
+            _, time_ms, voters = staged.target
+            if not raft_history.contains(state, at):
+                state.reset(at.index, at.term, time_ms, voters)
+            elif state.base < at.index:
+                state.rebase(at.index, at.term, time_ms, voters)
+        elif at.index > state.last:
+            # The same, by an earlier version, which staged nothing: all the journal holds is covered.
             state.reset(at.index, at.term, state.time_ms, state.voters)
         elif at.index < state.base or state.term_at(at.index) != at.term:
             raise Corrupt(
@@ -167,7 +194,13 @@ class RaftHost:
             return
         self._running = True
         self._rpc.serve(METHOD, self._receive)
-        self._rpc.serve(SNAPSHOT_METHOD, self._receive_snapshot)
+        receiver = self._receiver
+        for method, answer in (
+            (raft_snapshot.OFFER, receiver.offer),
+            (raft_snapshot.CHUNK, receiver.chunk),
+            (raft_snapshot.INSTALL, receiver.install),
+        ):
+            self._rpc.serve(method, partial(self._receive_snapshot, answer))
         self._rpc.on_link(self._link_changed)
         for group in self._groups.values():
             self._mark(group)
@@ -182,6 +215,7 @@ class RaftHost:
         tasks = [*self._workers.tasks, *self._receiver.tasks()]
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._outbox.idle()
+        self._staging.close()
 
     def kill(self) -> None:
         """Cease at once, as a killed process does: nothing is sent, written or answered any more."""
@@ -228,7 +262,18 @@ class RaftHost:
 
     def status(self, group: GroupId) -> LogStatus:
         """KeyError for a group this node does not hold."""
-        return self._groups[group].status(self._reason)
+        status = self._groups[group].status(self._reason)
+        coming = self._receiver.progress(group)
+        return status if coming is None else status._replace(snapshots=(*status.snapshots, coming))
+
+    def in_doubt(self, group: GroupId) -> bool:
+        """Whether this replica's state is quarantined (raft_audit.py)."""
+        held = self._groups.get(group)
+        return held is not None and held.doubt is not None
+
+    def divergences(self) -> int:
+        """How often a replica of one of this node's groups, here or elsewhere, was found to differ."""
+        return sum(group.audit.divergences for group in self._groups.values())
 
     def groups(self) -> tuple[GroupId, ...]:
         return tuple(self._groups)
@@ -260,7 +305,10 @@ class RaftHost:
     # ── the turn ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _mark(self, group: RaftGroup) -> None:
-        """Have a group turned, whether or not it sees a reason."""
+        """Have a group turned, whether or not it sees a reason. Not once the node has ceased: a task that waited for
+        its disk may still come to its end."""
+        if not self._running:
+            return
         group.stir()
         self._schedule(group)
 
@@ -397,10 +445,13 @@ class RaftHost:
                 for changed in self._listeners:
                     self._loop.call_soon(changed, frame[0], source)
 
-    def _receive_snapshot(self, source: NodeId, body: Any) -> Any:
+    def _receive_snapshot(self, answer: Handler, source: NodeId, body: Any) -> Any:
         if not self._running or self._reason is not None:
             raise Unavailable(self._reason or "this node is stopping")
-        return self._receiver.receive(source, body)
+        return answer(source, body)
+
+    def _tidy_stages(self) -> Coroutine[Any, Any, None] | None:
+        return self._receiver.tidy() if self._receiver.untidy else None
 
     def _send(self, outgoing: list[Outgoing]) -> None:
         """Group frames by peer; a frame that finds no link is lost, and the protocol copes."""

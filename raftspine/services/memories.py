@@ -119,7 +119,7 @@ class Memories:
         """Store a memory, replacing what is there. Raises the errors of the path that keeps it."""
         tags = () if draft.tags is UNSET else draft.tags
         group = await self._locate(ask, id, draft.agent_id or ask.agent_id, tags)
-        if not self._replica.holds(group):
+        if not self._replica.serves(group):
             return await self._forwarder.put(group, ask, id, draft, expect)
         try:
             return await self._writes.put(group, ask, id, draft, expect)
@@ -129,7 +129,7 @@ class Memories:
     async def patch(self, ask: Ask, id: str, patch: Patch, expect: Expect) -> Answer:
         """Change some fields of a memory. Raises NotFound."""
         group = await self._locate(ask, id, ask.agent_id, ())
-        if not self._replica.holds(group):
+        if not self._replica.serves(group):
             return await self._forwarder.patch(group, ask, id, patch, expect)
         try:
             return await self._writes.patch(group, ask, id, patch, expect)
@@ -139,7 +139,7 @@ class Memories:
     async def delete(self, ask: Ask, id: str, expect: Expect) -> Answer:
         """Delete a memory; deleting what is absent is done already."""
         group = await self._locate(ask, id, ask.agent_id, ())
-        if not self._replica.holds(group):
+        if not self._replica.serves(group):
             return await self._forwarder.delete(group, ask, id, expect)
         try:
             return await self._writes.delete(group, ask, id, expect)
@@ -151,7 +151,7 @@ class Memories:
     async def get(self, ask: Ask, id: str) -> Answer:
         """Read a memory as its model, or a model asked for, demands. Raises NotFound, Unavailable."""
         group = await self._locate(ask, id, ask.agent_id, ())
-        if not self._replica.holds(group):
+        if not self._replica.serves(group):
             return await self._forwarder.get(group, ask, id)
         wish = ask.consistency
         if wish is Model.EVENTUAL:
@@ -260,7 +260,7 @@ class Memories:
     async def conflicts(self, ask: Ask, id: str) -> Losers:
         """Writes that lost against concurrent ones, newest first."""
         group = await self._locate(ask, id, ask.agent_id, ())
-        if not self._replica.holds(group):
+        if not self._replica.serves(group):
             return await self._forwarder.conflicts(group, ask, id)
         return [
             Loser(id, lost.version, lost.memory, lost.lost_at_ms, lost.winner)
@@ -273,7 +273,7 @@ class Memories:
         assert answer.stored is not None, "a found memory is stored"
         kept = [answer.stored]
         group = await self._locate(ask, id, ask.agent_id, ())
-        if answer.stored.model is not Model.STRONG and self._replica.holds(group):
+        if answer.stored.model is not Model.STRONG and self._replica.serves(group):
             record = self._replica.record(group, id)
             for version in record.versions if record else ():
                 text = rows.ring_version(version)
@@ -292,7 +292,7 @@ class Memories:
             group = await self._locate(Ask(), id, agent_id, tags)
         reason = decision.reason
         model, path = decision.model, decision.path
-        if id is not None and not tags and self._replica.holds(group) and self._live_strong(group, id) is not None:
+        if id is not None and not tags and self._replica.serves(group) and self._live_strong(group, id) is not None:
             model, path, reason = Model.STRONG, Path.STRONG, "a strong memory with this id exists"
         return Explained(
             model=model,
@@ -326,7 +326,7 @@ class Memories:
         """The shard group of an id. A node that forwards has found it already."""
         if ask.group is not None:
             group = GroupId(ask.group)
-            if not self._replica.holds(group):
+            if not self._replica.serves(group):
                 raise Misdirected(
                     "this node does not hold the shard group either", details={"epoch": self._topology.epoch}
                 )

@@ -8,17 +8,27 @@ has not is empty as far as it knows, and would be sent requests that it can only
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from raftspine.core.hlc import Hlc
 from raftspine.model import META_GROUP, GroupId, NodeId, Table
-from raftspine.ports import Engine, LogStatus, ReplicatedLog, Rpc
+from raftspine.ports import Engine, LogStatus, ReplicatedLog, Rpc, SnapshotProgress
 from raftspine.services.catchup import Catchup
 from raftspine.services.counts import Counts
 from raftspine.services.fanout import Fanout
 from raftspine.services.replica import RingReplica
 from raftspine.services.telemetry import Telemetry
 from raftspine.services.topology import Topology
+
+
+class SnapshotTraffic(Protocol):
+    """What Raft snapshots have cost this node since it started."""
+
+    sent_bytes: int
+    received_bytes: int
+    resumed_bytes: int
+    installed: int
+    failed: int
 
 
 class Overview:
@@ -40,6 +50,8 @@ class Overview:
         hlc: Hlc,
         telemetry: Telemetry,
         link_counters: Callable[[], Mapping[str, int]],
+        traffic: SnapshotTraffic,
+        divergences: Callable[[], int],
     ) -> None:
         self.node = node
         self.node_id = str(node)
@@ -55,6 +67,8 @@ class Overview:
         self._hlc = hlc
         self._telemetry = telemetry
         self._link_counters = link_counters
+        self._traffic = traffic
+        self._divergences = divergences
         telemetry.watch(self)
 
     # ── for HTTP ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,6 +131,8 @@ class Overview:
                     "last": status.last,
                     "voters": list(status.voters),
                     **({"reason": status.reason} if status.reason else {}),
+                    **({"quarantined": True} if status.quarantined else {}),
+                    **({"snapshots": [_snapshot(one) for one in status.snapshots]} if status.snapshots else {}),
                 }
                 for status in self.log_statuses()
             ],
@@ -176,6 +192,15 @@ class Overview:
         return {
             "spine_conflicts": ("Writes that lost against a concurrent one.", self._replica.conflicts_total),
             "spine_catchup_dots": ("Ring writes fetched from peers after being missed.", self._catchup.pulled_total),
+            "spine_raft_snapshot_sent_bytes": ("Bytes of Raft snapshots sent.", self._traffic.sent_bytes),
+            "spine_raft_snapshot_received_bytes": ("Bytes of Raft snapshots staged.", self._traffic.received_bytes),
+            "spine_raft_snapshot_resumed_bytes": (
+                "Bytes of Raft snapshots that a resumed transfer did not send again.",
+                self._traffic.resumed_bytes,
+            ),
+            "spine_raft_snapshots_installed": ("Raft snapshots put in force here.", self._traffic.installed),
+            "spine_raft_snapshots_failed": ("Raft snapshots given up or refused.", self._traffic.failed),
+            "spine_raft_divergence": ("Replicas found to differ from others.", self._divergences()),
             "spine_full_syncs": ("Shard groups taken whole from a peer.", self._catchup.full_syncs_total),
             "spine_push_refused": ("Ring writes refused by this replica.", self._catchup.refused_total),
             **{
@@ -183,6 +208,11 @@ class Overview:
                 for name, value in self._link_counters().items()
             },
         }
+
+
+def _snapshot(progress: SnapshotProgress) -> dict[str, Any]:
+    way = {"from_leader": True} if progress.peer is None else {"to": progress.peer}
+    return {**way, "index": progress.index, "bytes": progress.size_bytes}
 
 
 def group_name(group: GroupId) -> str:

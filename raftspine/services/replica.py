@@ -17,7 +17,7 @@ twice, even from a disk that was rolled back.
 """
 
 from asyncio import Future, get_running_loop
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
@@ -57,6 +57,8 @@ class RingReplica:
         self._clock = clock
         self._vectors: dict[GroupId, Vector] = {}
         self._next: dict[GroupId, int] = {}
+        self.withheld: Callable[[GroupId], bool] = lambda group: False
+        """Whether the log's state of a group is in doubt here; set once there is a log."""
         self._waiting: dict[GroupId, list[tuple[Needs, Future[bool]]]] = {}
         self._level: set[GroupId] = set()
         self._stable: dict[GroupId, Vector] = {}
@@ -76,6 +78,10 @@ class RingReplica:
 
     def holds(self, group: GroupId) -> bool:
         return group in self._vectors
+
+    def serves(self, group: GroupId) -> bool:
+        """Whether requests for a group may be answered from here: it is held, and its state is not in doubt."""
+        return group in self._vectors and not self.withheld(group)
 
     def vector(self, group: GroupId) -> Vector:
         return self._vectors[group]

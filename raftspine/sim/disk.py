@@ -92,10 +92,11 @@ class SimDirectory:
     def names(self) -> list[str]:
         return sorted(self._files)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
         if name not in self._files:
             raise FileNotFoundError(errno.ENOENT, "no such file", name)
-        return bytes(self._files[name].data)
+        data = self._files[name].data
+        return bytes(data[offset:] if length < 0 else data[offset : offset + length])
 
     def open(self, name: str, *, truncate_at: int | None = None) -> "SimFile":
         if self._life != self._disk.life:

@@ -45,8 +45,10 @@ class FileDirectory:
         with os.scandir(self._path) as entries:
             return [entry.name for entry in entries if entry.is_file() and entry.name != LOCK_NAME]
 
-    def read(self, name: str) -> bytes:
-        return (self._path / name).read_bytes()
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        with (self._path / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
 
     def open(self, name: str, *, truncate_at: int | None = None) -> "AppendedFile":
         path = self._path / name

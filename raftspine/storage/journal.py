@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Protocol
 from raftspine import codec
 from raftspine.errors import Corrupt
 from raftspine.model import GroupId, NodeId
+from raftspine.ports import CrashPoint, nowhere
 from raftspine.storage.journal_group import BASE, CUT, ENTRY, STATE, TERM, GroupJournal
 
 _PAYLOAD_BYTES = 1 << 20
@@ -60,8 +61,9 @@ class _Mark(NamedTuple):
 class Journal:
     """All groups' journals on one log. Open with `Journal.open`."""
 
-    def __init__(self, log: Log, *, rotate_bytes: int) -> None:
+    def __init__(self, log: Log, *, rotate_bytes: int, passed: CrashPoint) -> None:
         self._log = log
+        self._passed = passed
         self._rotate_bytes = rotate_bytes
         self._groups: dict[GroupId, GroupJournal] = {}
         self._records: list[list[Any]] = []
@@ -73,9 +75,9 @@ class Journal:
         self._restating: list[_Mark] = []
 
     @classmethod
-    def open(cls, log: Log, *, rotate_bytes: int = 64 << 20) -> "Journal":
+    def open(cls, log: Log, *, rotate_bytes: int = 64 << 20, passed: CrashPoint = nowhere) -> "Journal":
         """Read the log back. Raises Corrupt, naming the place and what to do, when its records make no sense."""
-        journal = cls(log, rotate_bytes=rotate_bytes)
+        journal = cls(log, rotate_bytes=rotate_bytes, passed=passed)
         replay = _Replay(journal)
         replay.run(log)
         journal._unproven = bool(journal._groups)
@@ -166,17 +168,20 @@ class Journal:
         self._records, self._touched, self._written = [], {}, 0
         self._restating = self._marks(self._groups)
         self._keep_from = self._log.rotate()
+        self._passed("journal:sealed")
         for group in self._groups.values():
             self._append([group.state(), *group.entry_records()])
         return self._log.sync()
 
     def _restated(self, done: "Future[None]") -> Callable[[], None]:
         def finish() -> None:
+            self._passed("journal:restated")
             try:
                 self._log.drop_before(self._keep_from)
             except OSError as error:
                 self._fail(done, error)
                 return
+            self._passed("journal:dropped")
             self._broken = False
             self._settle(done, self._restating)
 

@@ -3,7 +3,7 @@ machine that keeps watch: every entry applied anywhere is compared with what the
 counted."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ import msgspec
 from raftspine.cluster.raft_host import RaftHost, RaftLimits, RaftTiming
 from raftspine.cluster.rpc import Rpcs
 from raftspine.model import GroupId, NodeId
-from raftspine.ports import Position
+from raftspine.ports import Doubt, Mark, Position
 from raftspine.sim.disk import SimDisk
 from raftspine.sim.loop import Dice, VirtualClock, VirtualLoop
 from raftspine.sim.net import Network, Weather
@@ -138,7 +138,7 @@ class Machine:
         self.watch.count("snapshots sent")
         return state.position, chunks()
 
-    async def install(self, group: GroupId, at: Position, chunks: Sequence[bytes]) -> None:
+    async def install(self, group: GroupId, at: Position, chunks: Iterable[bytes]) -> None:
         await asyncio.sleep(self.dice.uniform(0.001, 0.05))
         state = State.load(b"".join(chunks))
         if state.position != at:
@@ -148,6 +148,15 @@ class Machine:
         self.states[group] = state
         self.stored[group] = state.dump()
         self.watch.count("snapshots installed")
+
+    def marks(self, group: GroupId) -> Sequence[Mark]:
+        return ()
+
+    def doubt(self, group: GroupId) -> Doubt | None:
+        return None
+
+    async def set_doubt(self, group: GroupId, doubt: Doubt | None) -> None:
+        raise AssertionError("nobody can doubt a machine without marks")
 
     async def flush(self) -> None:
         as_of_now = {group: state.dump() for group, state in self.states.items()}
@@ -183,6 +192,7 @@ class Node:
             rpc=rpc,
             journal=journal,
             machine=self.machine,
+            staging=self.disk.directory("staging"),
             timing=self.cluster.timing,
             limits=self.cluster.limits,
             loop=self.cluster.loop,
