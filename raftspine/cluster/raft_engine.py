@@ -177,6 +177,12 @@ class _EngineLog:
 class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
     """One group's engine. `applied` is where its state machine stands; entries up to there are committed."""
 
+    _SyncObj__raftState: int
+    _SyncObj__raftCurrentTerm: int
+    _SyncObj__raftCommitIndex: int
+    _SyncObj__raftLastApplied: int
+    _SyncObj__raftElectionDeadline: float
+
     def __init__(
         self,
         me: NodeId,
@@ -196,6 +202,7 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
         self._driver = driver
         self._apply_entries = apply_entries
         self._peers = {voter: _Peer(voter) for voter in log.voters}
+        self._commands_wait = False
         self.wants_beat = False
         """Followers are to be addressed now, not only at the next heartbeat; taken back by the driver."""
         conf = _core.SyncObjConf(
@@ -235,23 +242,23 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
 
     @property
     def term(self) -> int:
-        return int(self._SyncObj__raftCurrentTerm)
+        return self._SyncObj__raftCurrentTerm
 
     @property
     def commit(self) -> int:
-        return int(self._SyncObj__raftCommitIndex)
+        return self._SyncObj__raftCommitIndex
 
     @property
     def applied(self) -> int:
-        return int(self._SyncObj__raftLastApplied)
+        return self._SyncObj__raftLastApplied
 
     @property
     def leads(self) -> bool:
-        return bool(self._SyncObj__raftState == _LEADER)
+        return self._SyncObj__raftState == _LEADER
 
     @property
     def campaigns(self) -> bool:
-        return bool(self._SyncObj__raftState == _CANDIDATE)
+        return self._SyncObj__raftState == _CANDIDATE
 
     @property
     def leader(self) -> NodeId | None:
@@ -265,7 +272,7 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
 
     @property
     def election_due(self) -> bool:
-        return bool(self._SyncObj__raftElectionDeadline < self._now())
+        return self._SyncObj__raftElectionDeadline < self._now()
 
     def match(self, peer: NodeId) -> int:
         """Highest index this follower has acknowledged in the present term."""
@@ -274,9 +281,13 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
     # ── being driven ───────────────────────────────────────────────────────────────────────────────────────
 
     def turn(self) -> None:
-        """Start an election that is due, advance the commit index, check the quorum, apply."""
+        """Start an election that is due, advance the commit index, check the quorum, apply. To a follower that hears
+        its leader the engine's tick comes to the last of these, so it is spared the rest."""
         self._enter()
-        self.doTick(0)
+        if self._SyncObj__raftState == _FOLLOWER and not self.election_due:
+            self._SyncObj__applyLogEntries()
+        else:
+            self.doTick(0)
 
     def propose(self, payload: bytes) -> int:
         """At the leader: append one entry; returns its index."""
@@ -366,6 +377,16 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
                 break
             applied = self._SyncObj__raftLastApplied = index
         return False
+
+    def _applyCommand(self, *arguments: Any) -> None:
+        self._commands_wait = True
+        super()._applyCommand(*arguments)
+
+    def _checkCommandsToApply(self) -> None:
+        """Each tick would look into the engine's queue, which is empty unless `_applyCommand` was just called."""
+        if self._commands_wait:
+            self._commands_wait = False
+            super()._checkCommandsToApply()
 
     def _SyncObj__sendAppendEntries(self) -> None:
         self.wants_beat = True

@@ -60,7 +60,10 @@ def well_formed(frame: Any) -> bool:
     if not _number(frame[2]):
         return False
     for wanted, field in zip(shape, frame[3:], strict=True):
-        if not (_number(field) if wanted is int else type(field) is wanted):
+        if wanted is int:
+            if type(field) is not int or not 0 <= field < _MAX_NUMBER:
+                return False
+        elif type(field) is not wanted:
             return False
     if kind == MARKS:
         return all(_mark(mark) for mark in frame[3])

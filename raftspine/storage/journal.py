@@ -119,7 +119,7 @@ class Journal:
         done: Future[None] = asyncio.get_running_loop().create_future()
         if self._broken:
             self._then(done, self._log.sync, lambda: self._then(done, self._restate, self._restated(done)))
-        elif self._written >= max(self._rotate_bytes, 2 * self._live_bytes()):
+        elif self._written >= self._rotate_bytes and self._written >= 2 * self._live_bytes():
             self._then(done, self._restate, self._restated(done))
         else:
             marks = self._marks(self._groups if self._unproven else self._touched)
