@@ -203,9 +203,10 @@ def by_value(group: int, field: bytes, value: str) -> bytes:
 
 def by_time(group: int, field: bytes, at_ms: int) -> bytes:
     """What the index rows of this millisecond begin with; BY_UPDATE and BY_EXPIRY are ordered by time, then id."""
-    return kind_of_group(INDEX, group) + field + number(max(at_ms, 0))
+    return index_field(group, field) + (at_ms if at_ms > 0 else 0).to_bytes(8, "big")
 
 
+@lru_cache(maxsize=1024)
 def index_field(group: int, field: bytes) -> bytes:
     """What all rows of one index begin with."""
     return kind_of_group(INDEX, group) + field
