@@ -11,6 +11,7 @@ lock its holder already has.
 
 import asyncio
 from functools import partial
+from uuid import UUID  # noqa: TID251 - the format only: chance comes from Entropy
 
 from msgspec import UNSET, structs
 
@@ -25,7 +26,7 @@ from raftspine.services.listing import Listing
 from raftspine.services.locate import Locator
 from raftspine.services.promotion import ATTEMPTS, Promotion, changing
 from raftspine.services.replica import Promoted, RingReplica
-from raftspine.services.requests import Requests
+from raftspine.services.requests import Requests, digest_of
 from raftspine.services.ring import RingPath
 from raftspine.services.sessions import Sessions, require_log
 from raftspine.services.shown import live, shown
@@ -311,14 +312,20 @@ class Memories:
     async def void_request(self, key: str) -> RequestStatus:
         return await self._requests.void(key)
 
-    def new_id(self) -> str:
-        """A UUIDv7 (RFC 9562): ordered by time, unique by chance."""
+    def new_id(self, ask: Ask, place: int = 0) -> str:
+        """An id for a memory that came without one. With an Idempotency-Key it follows from the key and the place in
+        the request (a UUIDv8, RFC 9562): a repetition that reached another node with another id would look in another
+        place for what the first one did, and do it again. Else a UUIDv7: ordered by time, unique by chance."""
+        if ask.idempotency_key is not None:
+            digest = bytearray(digest_of(f"{ask.idempotency_key}#{place}#id"))
+            digest[6] = 0x80 | (digest[6] & 0x0F)
+            digest[8] = 0x80 | (digest[8] & 0x3F)
+            return str(UUID(bytes=bytes(digest)))
         ms = self._clock.wall_ms()
         tail = bytearray(self._entropy.token_bytes(10))
         tail[0] = 0x70 | (tail[0] & 0x0F)
         tail[2] = 0x80 | (tail[2] & 0x3F)
-        text = (ms.to_bytes(6, "big") + bytes(tail)).hex()
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        return str(UUID(bytes=ms.to_bytes(6, "big") + bytes(tail)))
 
     # ── shared steps ──────────────────────────────────────────────────────────────────────────────────────────
 
