@@ -48,6 +48,7 @@ from raftspine.services.requests import Requests
 from raftspine.services.ring import RingPath
 from raftspine.services.ring_requests import QuorumRequests
 from raftspine.services.sessions import Sessions
+from raftspine.services.step_aside import StepAside
 from raftspine.services.strong import StrongPath, StrongTiming
 from raftspine.services.telemetry import Telemetry
 from raftspine.services.topology import Topology
@@ -194,6 +195,7 @@ class Node:
             clock,
             StrongTiming(timeout_ms=timing.strong_timeout_ms, election_ms=timing.election_max_ms),
         )
+        self._step_aside = StepAside(node, engine, raft, rpc)
         raft.on_leader_change(strong.leader_changed)
         raft.on_leader_change(self._news.ring)
         rpc.on_link(self._news.ring)
@@ -268,6 +270,7 @@ class Node:
         self._spawn(self._find_table())
         self._spawn(self._sweep())
         self._spawn(self._counts.run())
+        self._spawn(self._step_aside.run())
 
     async def stop(self) -> None:
         """The start backwards: hand leadership over, end the workers, then close what they used."""
