@@ -25,8 +25,8 @@ RETRIED = (502, 503, 504)
 """Not done (503) or not known. Everything else is a decision, or will not change by asking again."""
 
 MAYBE_DONE = (502, 504)
-"""The node itself does not know, or a proxy lost its answer on the way. A 503 leaves doubt too when it says that it is
-`indeterminate`: a ring write that some replicas have, and others may be given by them."""
+"""The node itself does not know, or a proxy lost its answer on the way. A 503 leaves doubt too when it says that it
+is `indeterminate`: a ring write that some replicas have, and others may be given by them."""
 
 DECIDED = (400, 404, 405, 409, 412, 413, 415, 422)
 """Answers that hold for the request itself or were given after its key was looked up. Any other refusal (no
@@ -42,8 +42,8 @@ short enough that a wrong address is soon called one."""
 
 
 class Request(NamedTuple):
-    """What goes to a node. `path` is already percent-encoded. `key` is None on reads. `repeats`: the key came from the
-    caller, so an earlier call may have sent it, and no attempt of this one may claim to be the first."""
+    """What goes to a node. `path` is already percent-encoded. `key` is None on reads. `repeats`: the key came from
+    the caller, so an earlier call may have sent it, and no attempt of this one may claim to be the first."""
 
     method: str
     path: str

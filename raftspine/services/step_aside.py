@@ -2,8 +2,8 @@
 
 A leader whose store takes no writes (disk or map full, a disk that fails) refuses each proposal before it is made, so
 its log stays quiet, nothing fails in it, and it would lead for ever: a third of all strong memories could not be
-written, although two nodes have room. So while its store is read-only, a node hands each group it leads to a connected
-replica that says it takes writes. Where none does, it stays in office and serves reads.
+written, although two nodes have room. So while its store is read-only, a node hands each group it leads to a
+connected replica that says it takes writes. Where none does, it stays in office and serves reads.
 """
 
 import asyncio
