@@ -6,9 +6,12 @@ of the node, as LMDB's pages do. A twin that applied at once would hide every fa
 
 from asyncio import AbstractEventLoop, Future
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from raftspine.errors import NoSpace
+
+DELAY_SECONDS = 0.004
+"""How long a batch takes where nothing is slow."""
 
 
 class SimFrozen:
@@ -34,9 +37,10 @@ class SimTree:
     `delay_seconds` is how long a batch takes, in the loop's time; `full` makes batches fail with NoSpace.
     """
 
-    def __init__(self, loop: AbstractEventLoop, *, delay_seconds: float = 0.004) -> None:
+    def __init__(self, loop: AbstractEventLoop, *, delay_seconds: float = DELAY_SECONDS) -> None:
         self.delay_seconds = delay_seconds
         self.full = False
+        self.at: Callable[[str], None] | None = None
         self.batches = 0
         self._loop = loop
         self._rows: dict[bytes, bytes] = {}
@@ -80,6 +84,8 @@ class SimTree:
                 self._rows[key] = value
         self._keys = sorted(self._rows)
         self.batches += 1
+        if self.at is not None:
+            self.at("after a checkpoint, before its node knows")
         future.set_result(None)
 
 

@@ -75,6 +75,18 @@ def test_a_vote_is_given_once_a_term_and_only_to_a_member():
     play(scene)
 
 
+def test_a_vote_waits_for_the_journal():
+    async def scene(puppet):
+        puppet.group.deliver(NodeId("b"), [0, frames.VOTE, 1, 0, 0, False])
+        puppet.group.stir()
+        puppet.group.turn(False)
+        assert [frame[1] for _, frame in puppet.group.held] == [frames.VOTED]
+        assert puppet.group.express == []
+        assert puppet.journal.dirty
+
+    play(scene)
+
+
 def test_a_candidate_with_an_older_log_gets_no_vote():
     async def scene(puppet):
         await puppet.feed("b", 2, 0, 0, 0, entry(2), entry(2, "x"))
@@ -99,6 +111,18 @@ def test_nobody_campaigns_against_a_leader_that_is_heard():
 
 
 # ── leading ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_follower_is_told_no_commit_index_beyond_what_it_has_acknowledged():
+    async def scene(puppet):
+        term = await puppet.elect()
+        last = puppet.log.last
+        await puppet.hear("b", frames.APPENDED, term, True, last - 1, last + 1)
+        assert puppet.engine.commit == last
+        beats = [out for out in await puppet.turn(beat=True) if out[1] == frames.HEARTBEAT]
+        assert {out[0]: out[3] for out in beats} == {"b": last, "c": 0}
+
+    play(scene)
 
 
 def test_an_acknowledgement_beyond_the_log_counts_for_nothing():

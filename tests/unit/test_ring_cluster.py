@@ -66,6 +66,7 @@ def test_eventual_needs_one_holder() -> None:
         assert error.code == "not_found" and error.details["confirmed"] is False
         for each in held:
             each.release()
+        await site.until(lambda: site.record("b", "x") is not None, "b has heard of it")
         assert await site.read("b", "x", wish=Model.EVENTUAL) == 1
 
     story(main)
@@ -359,7 +360,7 @@ def test_only_durable_vectors_are_told() -> None:
         answer = await site.put("a", "x", 1)
         origin, seq = site.node("a").replica.origin, 1
         group = site.group("x")
-        assert site.node("b").replica.vector(group).covers(origin, seq)
+        await site.until(lambda: site.node("b").replica.vector(group).covers(origin, seq), "b has it in memory")
         await asyncio.sleep(2.5)
         assert not any(g == group and v.covers(origin, seq) for g, v in told), "told before it was on disk"
         await site.until(lambda: any(g == group and v.covers(origin, seq) for g, v in told), "told in the end")
