@@ -132,7 +132,15 @@ class ClusterBootstrap:
             elif isinstance(answer, BaseException):
                 raise answer
             elif answer is not None:
-                self._topology.adopt(codec.decode_table(answer))
+                self._adopt(codec.decode_table(answer))
+
+    def _adopt(self, table: Table) -> None:
+        """Take up a peer's table. A store that refuses it now is asked again in the next round: were it an end, the
+        node would stay without a table for good once its disk is well."""
+        try:
+            self._topology.adopt(table)
+        except Unavailable as error:
+            log.info("the table cannot be stored yet", reason=error.message)
 
 
 def check_votes(

@@ -214,16 +214,14 @@ class LedgerHost:
                 self._ring.shadow(group, codec.decode_strong(data))
         self._applied[group] = load_applied(self._engine, group)
         self._marks.pop(group, None)
+        if group == META_GROUP and (table := load_meta(self._engine)) is not None:
+            self._on_table(table)  # in this batch too: by the next turn the store may refuse
         self._passed("snapshot:switching")
         try:
             await self._engine.commit(durable=True)
         except SpineError as error:
             raise OSError(f"the snapshot of group {group} may not be on disk: {error.message}") from error
         self._passed("snapshot:switched")
-        if group == META_GROUP:
-            table = load_meta(self._engine)
-            if table is not None:
-                self._on_table(table)
 
     async def flush(self) -> None:
         """Everything applied so far is on disk."""

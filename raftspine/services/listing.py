@@ -128,8 +128,6 @@ class Listing:
         return [Vector.from_wire(wire) for wire in answers]
 
     def _serve_seen(self, peer: NodeId, body: Any) -> Any:
-        if not self._replica.holds(GroupId(body)):
-            raise Unavailable(f"this node does not hold shard group {body}, or not yet", code="not_ready")
         return self._replica.vector(GroupId(body)).to_wire()
 
     def _split(self, groups: dict[GroupId, set[NodeId]], problem: SpineError | None) -> dict[NodeId, list[GroupId]]:

@@ -24,7 +24,7 @@ import structlog
 from raftspine.core import merge
 from raftspine.core.dots import Vector
 from raftspine.core.hlc import Hlc
-from raftspine.errors import Rejected
+from raftspine.errors import Rejected, Unavailable
 from raftspine.model import GroupId, Memory, NodeId, RingRecord, StrongRecord, Version
 from raftspine.ports import Clock, Engine, Entropy, Row
 from raftspine.services import lineage
@@ -84,7 +84,12 @@ class RingReplica:
         return group in self._vectors and not self.withheld(group)
 
     def vector(self, group: GroupId) -> Vector:
-        return self._vectors[group]
+        """What this replica has seen of a group. Raises Unavailable(`not_ready`) when it is not held, or not yet:
+        peers ask from the first moment on, and a node knows what it holds only once it has its table."""
+        vector = self._vectors.get(group)
+        if vector is None:
+            raise Unavailable(f"this node does not hold shard group {group}, or not yet", code="not_ready")
+        return vector
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 

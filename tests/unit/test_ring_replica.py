@@ -7,7 +7,7 @@ import pytest
 
 from raftspine.core.dots import Vector
 from raftspine.core.hlc import Hlc, stamp_of
-from raftspine.errors import NoSpace, Rejected
+from raftspine.errors import NoSpace, Rejected, Unavailable
 from raftspine.model import GroupId, Memory, NodeId, RingRecord, StrongRecord, Version
 from raftspine.services.replica import SHADOWED, Promoted, RingReplica
 from raftspine.sim.loop import Dice
@@ -204,6 +204,12 @@ def test_catch_up_takes_the_rest_of_a_page_with_a_stamp_too_far_ahead() -> None:
         )
     assert a.vector(G) == Vector({"b~1": 1})
     assert contents(a, "g") == ["good"] and contents(a, "b") == []
+
+
+def test_of_a_group_it_does_not_hold_yet_a_replica_says_so() -> None:
+    """Seed 1205: whoever asked a node in its first moments was told of a KeyError."""
+    with pytest.raises(Unavailable, match="does not hold"):
+        replica().vector(GroupId(4))
 
 
 # ── concurrent versions ───────────────────────────────────────────────────────────────────────────────────────
