@@ -9,7 +9,7 @@ from asyncio import Future
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from raftspine.model import GroupId, NodeId
+from raftspine.model import GroupId, MemberId, NodeId
 
 Row = tuple[bytes, bytes | None]
 """A change to one key: the new value, or None to remove it."""
@@ -70,6 +70,10 @@ class Directory(Protocol):
 
     def open(self, name: str, *, truncate_at: int | None = None) -> AppendFile: ...
     def remove(self, name: str) -> None: ...
+
+    def set_aside(self) -> str:
+        """Move all files out of the way, to where an operator finds them; returns that place."""
+        ...
 
 
 class View(Protocol):
@@ -185,20 +189,63 @@ class Doubt(NamedTuple):
     text: str
 
 
+class Members(NamedTuple):
+    """Who takes part in a group. `voters` in order of preference: the first is the one to lead. `learners` get
+    the log and count for nothing. `removed` are former members, the latest last, so that a member that comes back
+    late can be told."""
+
+    voters: tuple[MemberId, ...]
+    learners: tuple[MemberId, ...] = ()
+    removed: tuple[MemberId, ...] = ()
+
+
+class Expected(NamedTuple):
+    """What a group's log is to become when its state machine turns out to stand at this snapshot."""
+
+    at: Position
+    time_ms: int
+    members: Members
+
+
+class AddLearner(NamedTuple):
+    """Let a member have the log."""
+
+    member: MemberId
+
+
+class Promote(NamedTuple):
+    """Let a learner vote, at a place in the order of preference."""
+
+    member: MemberId
+    place: int
+
+
+class Remove(NamedTuple):
+    """Let a voter or learner take part no more."""
+
+    member: MemberId
+
+
+Change = AddLearner | Promote | Remove
+
+
 class LogStatus(NamedTuple):
-    """One group's Raft state on this node, for routing, metrics and `cluster status`."""
+    """One group's Raft state on this node, for routing, metrics and `cluster status`. Members are Raft members
+    (`node_of` leads to their nodes), the leader is a node."""
 
     group: GroupId
-    role: str  # leader | follower | candidate | halted
+    role: str  # leader | follower | candidate | learner | removed | halted
     leader: NodeId | None
     term: int
     commit: int
     applied: int
     last: int
-    voters: tuple[NodeId, ...]
+    voters: tuple[MemberId, ...]
     reason: str | None = None  # why a halted group is halted
     quarantined: bool = False  # its state differs from other replicas': it is not shown and does not lead
     snapshots: tuple["SnapshotProgress", ...] = ()
+    learners: tuple[MemberId, ...] = ()
+    changing: bool = False  # whether the newest change of members may still be undone
 
 
 class SnapshotProgress(NamedTuple):
@@ -228,6 +275,16 @@ class ReplicatedLog(Protocol):
 
     def wait_applied(self, group: GroupId, index: int) -> Future[None]:
         """Resolves when this replica has applied `index`."""
+        ...
+
+    def change(self, group: GroupId, change: Change) -> Future[Members]:
+        """At the leader: change who takes part; resolves with the members once that is committed. Unavailable when
+        nothing was proposed: `no_leader`, `change_in_progress`, `no_quorum` (the members after the change could not
+        decide anything), `not_caught_up`. Rejected for a change that makes no sense of the present members."""
+        ...
+
+    def caught_up(self, group: GroupId, member: MemberId) -> bool:
+        """At the leader: whether a member has about all of the log and answers."""
         ...
 
     def leader(self, group: GroupId) -> NodeId | None: ...

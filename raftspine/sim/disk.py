@@ -110,6 +110,14 @@ class SimDisk:
         """All files of a folder are gone, as after a replaced volume. Only while the node is dead."""
         self._folders.pop(directory, None)
 
+    def image(self, directory: str) -> dict[str, bytes]:
+        """What a backup of a folder would hold."""
+        return {name: bytes(file.data) for name, file in self._folders.get(directory, {}).items()}
+
+    def restore(self, directory: str, image: dict[str, bytes]) -> None:
+        """Put an older image in place of a folder, as a restored machine does. Only while the node is dead."""
+        self._folders[directory] = {name: _File(data) for name, data in image.items()}
+
     def size(self) -> int:
         return sum(len(file.data) for folder in self._folders.values() for file in folder.values())
 
@@ -152,6 +160,14 @@ class SimDirectory:
         self._disk.pass_point(f"before removing from {self._folder}")
         del self._files[name]
         self._disk.pass_point(f"after removing from {self._folder}")
+
+    def set_aside(self) -> str:
+        number = 1
+        while (aside := f"{self._folder}.void-{number}") in self._disk._folders:
+            number += 1
+        self._disk._folders[aside] = dict(self._files)
+        self._files.clear()
+        return aside
 
 
 class SimFile:
