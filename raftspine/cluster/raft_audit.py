@@ -57,12 +57,14 @@ class Audit:
         me: NodeId,
         group_log: GroupLog,
         machine: StateMachine,
+        voters: Callable[[], tuple[NodeId, ...]],
         emit: Callable[..., None],
         doubted: Callable[[], None],
     ) -> None:
         self._me = me
         self._log = group_log
         self._machine = machine
+        self._voters = voters
         self._emit = emit
         self._doubted = doubted
         self._reports: dict[NodeId, dict[_Bounds, bytes]] = {}
@@ -105,7 +107,7 @@ class Audit:
         self._ticks += 1
         if marks and (list(marks) != list(self._told) or self._ticks % REPEAT_TICKS == 0):
             self._told = tuple(marks)
-            for peer in self._log.voters:
+            for peer in self._voters():
                 if peer != self._me:
                     self._emit(peer, frames.MARKS, term, [list(mark) for mark in marks], self.standing)
         self.judge()
@@ -135,7 +137,7 @@ class Audit:
 
     def judge(self) -> None:
         """Compare what is known, oldest first."""
-        if not self._reports:
+        if not self._reports or self._me not in self._voters():
             return
         for mine in self._machine.marks(self._log.group):
             if self.wrong:
@@ -143,14 +145,14 @@ class Audit:
             bounds = (mine.below, mine.since)
             told = {
                 voter: self._reports[voter][bounds]
-                for voter in self._log.voters
+                for voter in self._voters()
                 if voter != self._me and bounds in self._reports.get(voter, ()) and self._standing.get(voter) != WRONG
             }
             if told:
                 self._compare(mine, told)
 
     def _compare(self, mine: Mark, told: dict[NodeId, bytes]) -> None:
-        voters = len(self._log.voters)
+        voters = len(self._voters())
         digests = [mine.digest, *told.values()]
         agreed = next((digest for digest in digests if 2 * digests.count(digest) > voters), None)
         if agreed is None:

@@ -22,6 +22,8 @@ PREVOTED: Final = 8
 STALE: Final = 9
 TIMEOUT_NOW: Final = 10
 COMMITTED: Final = 11
+REMOVED: Final = 12
+DENIED: Final = 13
 MARKS: Final = 20
 SNAPSHOT_WANTED: Final = 21
 
@@ -37,12 +39,18 @@ SHAPES: Final[dict[int, tuple[type, ...]]] = {
     STALE: (),
     TIMEOUT_NOW: (),
     COMMITTED: (int,),  # commit index the receiver is known to hold; needs no answer
+    REMOVED: (int,),  # index of the committed entry that ended the receiver's membership
+    DENIED: (int,),  # an index the receiver acknowledged in this term and now says it does not hold
     MARKS: (list, int),  # [[below, since, digest], …] of the sender's state, its standing (raft_audit.py)
     SNAPSHOT_WANTED: (),  # the sender's state is wrong: the leader's may replace it
 }
 
 LEADERS: Final = frozenset({HEARTBEAT, APPEND, COMMITTED})
 """Kinds that only a leader sends."""
+
+ANSWERS: Final = frozenset({HEARTBEAT_ECHO, APPENDED, VOTED, PREVOTED, STALE, MARKS, SNAPSHOT_WANTED})
+"""Kinds that are counted or believed only when they come from a member. Requests are another matter: a node that is
+behind cannot tell a member it has not heard of from a stranger, and must be able to learn (Raft thesis §4.2.2)."""
 
 HELD: Final = frozenset({APPEND, APPENDED, VOTE, VOTED, TIMEOUT_NOW})
 

@@ -6,7 +6,7 @@ durably, moves its log's base, and answers only when that is in its journal too.
 state is touched; a chunk that comes twice or too late changes nothing; entries above the snapshot stay unless they
 contradict it.
 
-    offer    [group, term, index, at term, time_ms, voters, anew]   -> [chunks held, on disk, SHA-256 of them] or None
+    offer    [group, term, index, at term, time_ms, members, anew]  -> [chunks held, on disk, their SHA-256] or None
     chunk    [group, term, index, at term, number, SHA-256, data]   -> [chunk wanted next, chunks on disk]
     install  [group, term, index, at term, chunks, SHA-256 of all]  -> True, once all of the above has happened
 
@@ -25,10 +25,11 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from raftspine.cluster.raft_envelope import members_of
 from raftspine.cluster.raft_group import RaftGroup
 from raftspine.cluster.raft_staging import Staged, Staging, Target
 from raftspine.errors import Corrupt, InvalidRequest, NoSpace, SpineError, Unavailable, Unknown
-from raftspine.model import GroupId, NodeId
+from raftspine.model import GroupId, NodeId, node_of
 from raftspine.ports import Clock, CrashPoint, Position, Rpc, SnapshotProgress, StateMachine
 
 OFFER = "raft.snapshot.offer"
@@ -103,7 +104,9 @@ class SnapshotSender:
         at, stream = await self._machine.snapshot(group.group)
         group.sending[peer] = SnapshotProgress(peer, at.index, 0)
         try:
-            transfer = _Transfer(self, group, peer, term, Target(at, group.applied_ms, group.log.voters))
+            transfer = _Transfer(
+                self, group, peer, term, Target(at, group.applied_ms, group.configurations.at(at.index))
+            )
             await transfer.run(stream)
         finally:
             with suppress(AttributeError):  # any async iterator will do; those of generators and of the ledger close
@@ -195,7 +198,7 @@ class _Transfer:
         self._group.sending[self._peer] = shown._replace(size_bytes=shown.size_bytes + len(data))
 
     def _offer(self, *, anew: bool) -> list[Any]:
-        return [*self._head, self._target.time_ms, self._target.voters, anew]
+        return [*self._head, self._target.time_ms, self._target.members, anew]
 
     async def _insist(self, method: str, body: list[Any]) -> Any:
         """The answer to a call that may be repeated. Raises Unavailable or Unknown when patience has run out."""
@@ -209,7 +212,7 @@ class _Transfer:
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _call(self, method: str, body: list[Any]) -> "asyncio.Future[Any]":
-        return self._rpc.call(self._peer, method, body, timeout_ms=CALL_TIMEOUT_MS, bulk=True)
+        return self._rpc.call(node_of(self._peer), method, body, timeout_ms=CALL_TIMEOUT_MS, bulk=True)
 
     def _check_office(self) -> None:
         engine = self._group.engine
@@ -275,14 +278,14 @@ class SnapshotReceiver:
     def offer(self, source: NodeId, body: Any) -> Any:
         """How much of the offered snapshot is here; None when it is not needed."""
         group, term, at, rest = _parse(body, 3)
-        time_ms, voters, anew = _checked(lambda: (int(rest[0]), tuple(map(NodeId, rest[1])), bool(rest[2])))
+        time_ms, members, anew = _checked(lambda: (int(rest[0]), members_of(rest[1]), bool(rest[2])))
         held = self._heard(source, group, term)
         staged = self._staging.get(group)
         if self._covered(held, at):
             return None
         if staged is None or staged.target.at != at or anew:
             self._free(group)
-            staged = self._guarded(group, lambda: self._staging.begin(group, Target(at, time_ms, voters)))
+            staged = self._guarded(group, lambda: self._staging.begin(group, Target(at, time_ms, members)))
             log.info("receiving a snapshot", group=group, source=source, index=at.index)
         return [staged.chunks, staged.synced, staged.digest.digest()]
 
@@ -399,8 +402,11 @@ class SnapshotReceiver:
     async def _replace(self, group: RaftGroup, target: Target) -> None:
         group.installing = True
         try:
+            # Behind the state machine's back the log would not know who takes part at the snapshot.
+            group.log.expect(*target)
+            await self._flushed()
             await self._machine.install(group.group, target.at, self._verified(group.group))
-            group.installed(target.at, target.time_ms, target.voters)
+            group.installed(target.at, target.time_ms, target.members)
         except SpineError as error:  # refused with the old state intact: the sender tries again
             if isinstance(error, Corrupt):
                 self._drop(group.group)

@@ -9,7 +9,7 @@ journal that contradicts its state machine. A file that ends with `E` says that 
 which term, time and voters the journal has to go on (RaftHost._align).
 
     file = "RSPSNAP\\x01", frames          frame = kind (1), length (4), SHA-256 of the payload (32), payload
-    kinds  H  group, index, term, time_ms, voters      D  a chunk      E  number of chunks, SHA-256 of all of them
+    kinds  H  group, index, term, time_ms, members      D  a chunk      E  number of chunks, SHA-256 of all of them
 
 One file per group, one snapshot per file. What the disk refuses costs the file, never more: it is only a copy.
 """
@@ -19,13 +19,14 @@ import struct
 from asyncio import Future
 from collections.abc import Iterator
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
+from raftspine.cluster import raft_envelope
 from raftspine.errors import Corrupt
-from raftspine.model import GroupId, NodeId
-from raftspine.ports import AppendFile, Directory, Position
+from raftspine.model import GroupId
+from raftspine.ports import AppendFile, Directory, Members, Position
 
 _MAGIC = b"RSPSNAP\x01"
 _FRAME = struct.Struct(">cI32s")
@@ -34,7 +35,7 @@ _NAME = re.compile(r"[0-9]{5}\.snapshot")
 _MAX_FRAME_BYTES = 1 << 26
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_head = msgspec.msgpack.Decoder(tuple[int, int, int, int, tuple[str, ...]]).decode
+_decode_head = msgspec.msgpack.Decoder(tuple[int, int, int, int, tuple[Any, ...]]).decode
 _decode_end = msgspec.msgpack.Decoder(tuple[int, bytes]).decode
 
 
@@ -43,7 +44,7 @@ class Target(NamedTuple):
 
     at: Position
     time_ms: int
-    voters: tuple[NodeId, ...]
+    members: Members
 
 
 class Staged:
@@ -83,7 +84,7 @@ class Staging:
         staged = Staged(target)
         staged.file = self._directory.open(_name(group))
         self._staged[group] = staged
-        head = (group, *target.at, target.time_ms, target.voters)
+        head = (group, *target.at, target.time_ms, target.members)
         staged.file.append(_MAGIC + _frame(_HEAD, _encode(head)))
         return staged
 
@@ -148,12 +149,13 @@ def _read(directory: Directory, group: GroupId, name: str) -> tuple[Staged | Non
     for kind, payload, stop in _frames(directory, name):
         if kind == _HEAD and staged is None:
             try:
-                held, index, term, time_ms, voters = _decode_head(payload)
-            except msgspec.MsgspecError:
+                held, index, term, time_ms, data = _decode_head(payload)
+                members = raft_envelope.members_of(data)
+            except (msgspec.MsgspecError, ValueError, TypeError):
                 return None, 0, False
             if held != group:
                 return None, 0, False
-            target = Target(Position(index, term), time_ms, tuple(NodeId(voter) for voter in voters))
+            target = Target(Position(index, term), time_ms, members)
             staged = Staged(target)
         elif kind == _DATA and staged is not None:
             _count(staged, payload)

@@ -15,7 +15,7 @@ import structlog
 from raftspine.cluster.raft_group import RaftGroup
 from raftspine.cluster.raft_snapshot import Pace, SnapshotSender, Traffic
 from raftspine.errors import SpineError
-from raftspine.model import GroupId, NodeId
+from raftspine.model import GroupId, MemberId, NodeId, node_of
 from raftspine.ports import Clock, CrashPoint, Entropy, Position, Rpc, SnapshotProgress, StateMachine
 
 COMPACT_SECONDS = 1.0
@@ -25,9 +25,6 @@ AUDIT_SECONDS = 1.0
 
 HANDOVER_SECONDS = 1.0
 """How long proposals wait for a transfer of leadership before it is called off: about an election."""
-
-NEARLY = 64
-"""Entries a preferred replica may lag behind and still be handed leadership; it gets them while proposals wait."""
 
 REFUSED_SECONDS = 60.0
 """Pause after a preferred replica did not take over, so that its group does not stall again and again."""
@@ -40,7 +37,6 @@ class Workers:
 
     def __init__(
         self,
-        node: NodeId,
         groups: dict[GroupId, RaftGroup],
         *,
         loop: AbstractEventLoop,
@@ -54,7 +50,6 @@ class Workers:
         traffic: Traffic,
         tidy: Callable[[], Coroutine[Any, Any, None] | None],
     ) -> None:
-        self._node = node
         self._groups = groups
         self._loop = loop
         self._clock = clock
@@ -131,14 +126,14 @@ class Workers:
         for peer in group.flow.snapshots_wanted:
             if peer in group.sending:
                 pass  # asked for again while it is on its way
-            elif group.shut or not self._rpc.connected(peer):
+            elif group.shut or not self._rpc.connected(node_of(peer)) or not group.answers(peer):
                 group.flow.snapshot_failed(peer, self._clock.monotonic())
             else:
                 group.sending[peer] = SnapshotProgress(peer, group.log.base, 0)
                 self._spawn(self._send(group, peer))
         group.flow.snapshots_wanted = []
 
-    async def _send(self, group: RaftGroup, peer: NodeId) -> None:
+    async def _send(self, group: RaftGroup, peer: MemberId) -> None:
         sender = SnapshotSender(self._rpc, self._machine, self._clock, self._pace, self._traffic)
         try:
             index = await sender.send(group, peer)
@@ -194,14 +189,15 @@ class Workers:
     def _balance(self, now: float) -> None:
         """Let the preferred replica lead where it can, one group at a time, so that leaders spread evenly."""
         for group in self._groups.values():
-            preferred = group.log.voters[0]
-            away = group.engine.leads and preferred != self._node and now >= self._not_before.get(group.group, 0)
-            near = away and group.engine.match(preferred) >= group.log.last - NEARLY
-            if near and self._rpc.connected(preferred):
+            if not group.engine.leads or now < self._not_before.get(group.group, 0):
+                continue
+            preferred = group.members.voters[0]
+            away = preferred != group.me and group.caught_up(preferred)
+            if away and self._rpc.connected(node_of(preferred)):
                 self._hand_to_preferred(group, preferred, now)
                 return
 
-    def _hand_to_preferred(self, group: RaftGroup, preferred: NodeId, now: float) -> None:
+    def _hand_to_preferred(self, group: RaftGroup, preferred: MemberId, now: float) -> None:
         def ended(future: "asyncio.Future[bool]") -> None:
             if not future.result():
                 self._not_before[group.group] = now + REFUSED_SECONDS
@@ -212,8 +208,9 @@ class Workers:
             self._changed(group)
 
     async def transfer(self, group: RaftGroup, to: NodeId) -> bool:
-        """Hand leadership over; whether this node has stopped leading."""
-        handover = group.begin_handover(to, self._clock.monotonic() + HANDOVER_SECONDS)
+        """Hand leadership to a node's voter; whether this node has stopped leading."""
+        voter = next((voter for voter in group.members.voters if node_of(voter) == to), MemberId(to))
+        handover = group.begin_handover(voter, self._clock.monotonic() + HANDOVER_SECONDS)
         if handover is None:
             return False
         self._changed(group)
@@ -223,7 +220,8 @@ class Workers:
         """Give every led group to the reachable follower that has most of its log."""
         moves = []
         for group in self._groups.values():
-            reachable = [peer for peer in group.peers if self._rpc.connected(peer)]
+            others = [voter for voter in group.members.voters if voter != group.me]
+            reachable = [voter for voter in others if self._rpc.connected(node_of(voter)) and group.answers(voter)]
             if group.engine.leads and reachable:
-                moves.append(self.transfer(group, max(reachable, key=group.engine.match)))
+                moves.append(self.transfer(group, node_of(max(reachable, key=group.engine.match))))
         await asyncio.gather(*moves)

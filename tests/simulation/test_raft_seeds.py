@@ -1,10 +1,10 @@
 """Raft under everything at once, by seed: power loss (also in the middle of a sync), cuts, one-way cuts,
 resets, lost, repeated and overtaking messages, full and failing disks, handovers, small logs so that
-snapshots are needed.
+snapshots are needed; and, in runs of their own, members that come, go and lose their disks.
 
 During the run: one leader per term, equal entries at equal indexes, no entry applied twice, leader time
-monotonic. After it: replicas equal, no acknowledged append lost or doubled, registers linearizable, no group
-halted."""
+monotonic, successive members differing by one voter, no removed member elected. After it: replicas equal, no
+acknowledged append lost or doubled, registers linearizable, no group halted."""
 
 import pytest
 
@@ -41,5 +41,17 @@ def keeps_its_promises(seed, seconds):
     return tell(seed, nodes=nodes, datagrams=datagrams, seconds=seconds)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_raft_keeps_its_promises_while_its_members_change(seed):
+    nodes = 3 if seed % 2 else 5
+    datagrams = seed % 4 >= 2
+    print(f"seed {seed}, {nodes} nodes and 2 more, {'datagrams' if datagrams else 'links'}")
+    counts = tell(seed, nodes=nodes, datagrams=datagrams, seconds=10, membership=True)
+    assert counts["done"] > 20
+    assert counts["done: AddLearner"] + counts["done: Remove"] > 2
+
+
 def test_a_seed_is_one_run():
     assert tell(7, nodes=3, datagrams=True, seconds=5) == tell(7, nodes=3, datagrams=True, seconds=5)
+    first = tell(8, seconds=5, membership=True)
+    assert first == tell(8, seconds=5, membership=True)

@@ -115,12 +115,14 @@ async def left_behind(site: Site, writers: Writers) -> SimHost:
     """A follower that is down, and that only a snapshot can bring back."""
     await writers.write(3)
     host = follower(site)
+    assert host.node is not None
+    had = host.node.raft.status(GROUP).last
     host.crash(power=True)
     await writers.write(40)
 
     def shortened() -> bool:
         nodes = [other.node for other in site.cluster.live() if other.node is not None]
-        return all(node.raft._groups[GROUP].log.base > 10 for node in nodes)
+        return all(node.raft._groups[GROUP].log.base > max(had, 10) for node in nodes)
 
     await site.until(shortened, "the logs are short")
     return host

@@ -40,7 +40,9 @@ class Bench:
         self.doubted = 0
         self.log: Any = Log(voters)
         machine: Any = self.machine
-        self.audit = Audit(NodeId("a"), self.log, machine, lambda *f: self.sent.append(f), self._doubted)
+        self.audit = Audit(
+            NodeId("a"), self.log, machine, lambda: self.log.voters, lambda *f: self.sent.append(f), self._doubted
+        )
 
     def _doubted(self) -> None:
         self.doubted += 1

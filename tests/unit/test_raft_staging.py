@@ -10,14 +10,14 @@ from raftspine.cluster.raft_snapshot import Pace
 from raftspine.cluster.raft_staging import Staged, Staging, Target
 from raftspine.errors import Corrupt
 from raftspine.model import GroupId, NodeId
-from raftspine.ports import Position
+from raftspine.ports import Members, Position
 from raftspine.sim.loop import VirtualClock, run
 from raftspine.storage.files import FileDirectory
 from tests.support.memory_disk import MemoryDisk
 
 G = GroupId(7)
 NAME = "00007.snapshot"
-TARGET = Target(Position(100, 5), 1234, (NodeId("a"), NodeId("b")))
+TARGET = Target(Position(100, 5), 1234, Members((NodeId("a"), NodeId("b"))))
 CHUNKS = [bytes([n]) * (500 + n) for n in range(6)]
 
 
