@@ -20,6 +20,7 @@ import structlog
 import uvloop
 
 from raftspine._version import __version__
+from raftspine.cluster import raft_history
 from raftspine.cluster.peers import Peers, Tls
 from raftspine.cluster.raft_host import RaftHost, RaftLimits, RaftTiming
 from raftspine.cluster.rpc import Rpcs
@@ -31,19 +32,21 @@ from raftspine.core.routing import Router
 from raftspine.errors import Unavailable
 from raftspine.http.app import HttpServer, build
 from raftspine.http.auth import Auth
-from raftspine.model import META_GROUP, NodeId, Table
+from raftspine.model import META_GROUP, MemberId, NodeId, Table
 from raftspine.ports import Clock, CrashPoint, Directory, Entropy, Transport, Tree, nowhere
-from raftspine.services.bootstrap import ClusterBootstrap, check_votes, serve_table
+from raftspine.services.bootstrap import ClusterBootstrap, serve_table, spread_table
 from raftspine.services.catchup import Catchup
 from raftspine.services.counts import Counts
 from raftspine.services.deadlines import Bell
 from raftspine.services.fanout import Fanout
 from raftspine.services.forward import Forwarder
+from raftspine.services.identity import Identity, open_journal, read_life
 from raftspine.services.ledger_host import LedgerHost
 from raftspine.services.listing import Listing
 from raftspine.services.locate import Locator
 from raftspine.services.memories import Memories
 from raftspine.services.overview import Overview
+from raftspine.services.replacement import Replacement
 from raftspine.services.replica import RingReplica
 from raftspine.services.requests import Requests
 from raftspine.services.ring import RingPath
@@ -135,6 +138,7 @@ class Node:
         for difference in self._bootstrap.open():
             log.warning("the cluster file and the cluster differ", difference=difference)
         serve_table(rpc, topology, config.name)
+        spread_table(rpc, topology, config.name)
 
         # the ring
         hlc = Hlc()
@@ -164,12 +168,21 @@ class Node:
 
         # the log
         self._ledger = LedgerHost(engine, replica, on_table=topology.adopt, passed=world.passed)
-        journal = Journal.open(
-            Wal.open(world.raft_log, segment_bytes=RAFT_SEGMENT_BYTES, on_cut=_tell_cut),
-            rotate_bytes=world.sizes.rotate_bytes,
-            passed=world.passed,
+        self.void: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Resolves, with the reason, when this node must be started anew: it has ceased to take part by then."""
+        journal, void = open_journal(world.raft_log, self._open_journal, engine, self._fault)
+        self._identity = identity = Identity(
+            node,
+            config.name,
+            self._plan,
+            journal=journal,
+            engine=engine,
+            topology=topology,
+            entropy=world.entropy,
+            position=self._ledger.position,
+            void=void,
+            on_void=self._cease,
         )
-        check_votes(node, topology, journal.groups(), self._ledger.position, raft_folder=f"{world.folder}/raft")
         self.raft = raft = RaftHost(
             node,
             clock=clock,
@@ -185,8 +198,10 @@ class Node:
                 timing.heartbeat_ms, timing.election_min_ms, timing.election_max_ms, timing.check_quorum_ms
             ),
             on_commit=self.telemetry.commit_seconds.labels("raft").observe,
+            on_void=identity.void,
         )
         topology.withheld = replica.withheld = raft.in_doubt
+        self._replacement = Replacement(node, raft, topology)
         strong = StrongPath(
             node,
             raft,
@@ -259,19 +274,24 @@ class Node:
             link_counters=world.link_counters,
             traffic=raft.traffic,
             divergences=raft.divergences,
+            identity=identity,
         )
+        identity.serve(rpc, raft)
         topology.on_change(self._take_up)
 
     def start(self) -> None:
         """Begin to work: vote, replicate, find the table. Returns at once; `overview.ready` tells when it is up."""
-        if self.id in self._plan.meta:
-            self.raft.add_group(META_GROUP, self._plan.meta)
         self.raft.start()
+        if self._identity.member is None:
+            self._spawn(self._find_identity())
+        else:
+            self._take_part(self._identity.member)
         self._spawn(self._catchup.run())
         self._spawn(self._find_table())
         self._spawn(self._sweep())
         self._spawn(self._counts.run())
         self._spawn(self._step_aside.run())
+        self._spawn(self._replacement.run())
 
     async def stop(self) -> None:
         """The start backwards: hand leadership over, end the workers, then close what they used."""
@@ -290,13 +310,57 @@ class Node:
         for task in self._tasks:
             task.cancel()
 
+    # ── who it is ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _open_journal(self) -> Journal:
+        return Journal.open(
+            Wal.open(self.world.raft_log, segment_bytes=RAFT_SEGMENT_BYTES, on_cut=_tell_cut),
+            rotate_bytes=self.world.sizes.rotate_bytes,
+            passed=self.world.passed,
+        )
+
+    def _fault(self, journal: Journal) -> str | None:
+        """What in a journal contradicts the store, if anything."""
+        life, groups = read_life(journal), set(journal.groups())
+        if groups and (life is None or life.member == self.id):  # a founder holds the log of all it has state of
+            groups |= {META_GROUP, *self.topology.held()}
+        faults = (raft_history.contradiction(g, journal.group(g), self._ledger.position(g)) for g in sorted(groups))
+        return next((fault for fault in faults if fault is not None), None)
+
+    async def _find_identity(self) -> None:
+        await self._identity.settle(self.raft, self.rpc, news=self._news)
+        if self._identity.member is not None:
+            self._take_part(self._identity.member)
+
+    def _take_part(self, member: MemberId) -> None:
+        """From here on this node speaks in its groups."""
+        self.raft.member = member
+        if self.id in self._identity.meta_founders and self._identity.founding:
+            self.raft.add_group(META_GROUP, self._identity.meta_founders)
+        if self.topology.known is not None:
+            self._take_up(self.topology.known)
+
+    def _cease(self, reason: str) -> None:
+        """This node's Raft journal is void. Once that is on disk, or cannot be, whoever runs it starts it anew."""
+        log.error("this node's place in the Raft groups is void; it starts anew as another member", reason=reason)
+
+        def written(flushed: "asyncio.Future[None]") -> None:
+            if not flushed.cancelled() and (error := flushed.exception()) is not None:
+                log.error("that the Raft journal is void could not be written", error=error)
+            if not self.void.done():
+                self.void.set_result(reason)
+
+        self.raft.flushed().add_done_callback(written)
+
     def _take_up(self, table: Table) -> None:
         """A table has come into force: hold what it says this node holds."""
         held = self.topology.held()
         self.replica.hold(held)
-        for group in held:
+        if self._identity.member is None:
+            return  # its groups follow once it knows as whom it speaks
+        for group in (*held, *([META_GROUP] if self.topology.holds(META_GROUP) else ())):
             if group not in self.raft.groups():
-                self.raft.add_group(group, table.replicas(group))
+                self.raft.add_group(group, table.replicas(group) if self._identity.founding else ())
         log.info("table in force", epoch=table.epoch, cluster=table.cluster_id, groups=len(held))
 
     async def _find_table(self) -> None:
@@ -406,6 +470,12 @@ async def serve(config: Config, node: NodeId, make_world: MakeWorld = real_world
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stop.set)
+    while not stop.is_set():
+        await _live(config, node, stop, make_world)
+
+
+async def _live(config: Config, node: NodeId, stop: asyncio.Event, make_world: MakeWorld) -> None:
+    """One life of a node: until it is told to stop, or finds that it must begin anew."""
     member = config.member(node)
     async with make_world(config, node) as world:
         running = Node(config, node, world)
@@ -426,7 +496,9 @@ async def serve(config: Config, node: NodeId, make_world: MakeWorld = real_world
         running.start()
         settle_collector()
         log.info("serving", node=node, http=f"{member.host}:{member.port}", peers=member.peer_port)
-        await stop.wait()
+        stopping = asyncio.create_task(stop.wait())
+        running.void.add_done_callback(lambda _: stopping.cancel())
+        await asyncio.wait([stopping])
         log.info("stopping", node=node)
         await http.stop()
         await running.stop()

@@ -8,7 +8,7 @@ a node is down, its missing links and its lag are the same news, told once.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raftspine.model import Member
+from raftspine.model import Member, node_of
 
 LAG_S = 5.0
 """A healthy peer confirms within one round of batches, some milliseconds; seconds mean it cannot keep up."""
@@ -115,7 +115,7 @@ def _leaderless(views: Sequence[View]) -> Iterator[Finding]:
     """Groups that nobody leads, told together: one lost majority takes many groups with it."""
     down = {view.member.id for view in views if view.status is None}
     led = {g["group"] for view in views for g in _groups(view) if g["role"] == "leader"}
-    voters = {g["group"]: tuple(g["voters"]) for view in views for g in _groups(view)}
+    voters = {g["group"]: tuple(map(node_of, g["voters"])) for view in views for g in _groups(view)}
     stuck = sorted((g for g, members in voters.items() if g not in led and members), key=_in_order)
     lost = [g for g in stuck if 2 * len(down.intersection(voters[g])) >= len(voters[g])]
     if lost:

@@ -155,7 +155,7 @@ class LedgerHost:
         self._applied[group] = Applied(at, time_ms, chain)
         if chain is not None and chain.mark is not None and chain.mark != (before.chain and before.chain.mark):
             self._keep(group, chain.mark)
-        if group == META_GROUP and results:
+        if group == META_GROUP and results and results[-1][0].table is not None:
             self._on_table(results[-1][0].table)
         return results
 

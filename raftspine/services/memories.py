@@ -10,6 +10,7 @@ lock its holder already has.
 """
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 from uuid import UUID  # noqa: TID251 - the format only: chance comes from Entropy
 
@@ -155,6 +156,9 @@ class Memories:
         if not self._replica.serves(group):
             return await self._forwarder.get(group, ask, id)
         wish = ask.consistency
+        if ask.group is None and self._incomplete(group, wish):
+            with suppress(Unavailable, Misdirected):  # nobody to ask: what is here is the best there is
+                return await self._forwarder.get(group, ask, id)
         if wish is Model.EVENTUAL:
             return self._get_here(group, self._sessions.open(ask.token), id)
         token = self._sessions.open(ask.token)
@@ -177,6 +181,16 @@ class Memories:
                 if version is not None:
                     return self._answers.found(token, group, version, wish)
         return await self._get_strongly(ask, token, group, id, certain=certain)
+
+    def _incomplete(self, group: GroupId, wish: Model | None) -> bool:
+        """Whether this replica may lack what it once had, so that others should be asked: it lost its disk and does
+        not take part in the group's log yet; or, for a read that asks nobody, it has not compared itself with its
+        peers since it started."""
+        if not self._topology.peers(group):
+            return False
+        if wish is Model.EVENTUAL and not self._replica.level(group):
+            return True
+        return group not in self._log.groups() or self._log.status(group).role in ("learner", "removed")
 
     def _get_here(self, group: GroupId, token: Token | None, id: str) -> Answer:
         """Whatever this replica has, without any wait."""

@@ -16,6 +16,7 @@ from raftspine.ports import Engine, LogStatus, ReplicatedLog, Rpc, SnapshotProgr
 from raftspine.services.catchup import Catchup
 from raftspine.services.counts import Counts
 from raftspine.services.fanout import Fanout
+from raftspine.services.identity import Identity
 from raftspine.services.replica import RingReplica
 from raftspine.services.telemetry import Telemetry
 from raftspine.services.topology import Topology
@@ -52,6 +53,7 @@ class Overview:
         link_counters: Callable[[], Mapping[str, int]],
         traffic: SnapshotTraffic,
         divergences: Callable[[], int],
+        identity: Identity,
     ) -> None:
         self.node = node
         self.node_id = str(node)
@@ -69,6 +71,7 @@ class Overview:
         self._link_counters = link_counters
         self._traffic = traffic
         self._divergences = divergences
+        self._identity = identity
         telemetry.watch(self)
 
     # ── for HTTP ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -79,10 +82,10 @@ class Overview:
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether this node can serve all it holds, and what is missing."""
-        table = self._topology.known
-        if table is None:
-            return False, ["the cluster's table is not known yet"]
-        reasons = []
+        waits_for = self._identity.waits_for
+        if waits_for or self._topology.known is None:
+            return False, [waits_for or "the cluster's table is not known yet"]
+        reasons = self._rejoining()
         why = self._engine.read_only()
         if why is not None:
             reasons.append(f"writes are refused: {why}")
@@ -90,6 +93,8 @@ class Overview:
             name = group_name(status.group)
             if status.reason is not None:
                 reasons.append(f"{name}: {status.reason}")
+            elif status.role == "learner":
+                continue  # said above, for all groups together
             elif status.leader is None:
                 reasons.append(f"{name} has no leader")
             elif status.commit == 0:
@@ -97,6 +102,15 @@ class Overview:
         held = self._topology.held()
         reasons += [f"{group_name(group)} is not loaded yet" for group in held if not self._replica.holds(group)]
         return not reasons, reasons
+
+    def _rejoining(self) -> list[str]:
+        """How far a node that lost its place in its groups has come."""
+        held = [*self._topology.held(), *([META_GROUP] if self._topology.holds(META_GROUP) else ())]
+        member, present = self._identity.member, {status.group: status for status in self.log_statuses()}
+        back = sum(1 for group in held if group in present and member in present[group].voters)
+        if back == len(held):
+            return []
+        return [f"rejoining as {member}: {back} of {len(held)} groups count on this node again"]
 
     def status(self) -> dict[str, Any]:
         """This node's state, for `cluster status`."""
@@ -107,6 +121,7 @@ class Overview:
             "version": self.version,
             "ready": ok,
             "reasons": reasons,
+            "raft_id": self._identity.member,
             "epoch": self._topology.epoch,
             "cluster_id": None if table is None else table.cluster_id,
             "read_only": self._engine.read_only(),
@@ -130,6 +145,7 @@ class Overview:
                     "applied": status.applied,
                     "last": status.last,
                     "voters": list(status.voters),
+                    "learners": list(status.learners),
                     **({"reason": status.reason} if status.reason else {}),
                     **({"quarantined": True} if status.quarantined else {}),
                     **({"snapshots": [_snapshot(one) for one in status.snapshots]} if status.snapshots else {}),
