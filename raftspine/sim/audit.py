@@ -28,9 +28,9 @@ from raftspine import codec
 from raftspine.cluster.raft_group import RaftGroup
 from raftspine.core.ledger import commands, outcomes
 from raftspine.core.ledger.outcomes import Outcome, Status
-from raftspine.model import META_GROUP, GroupId, NodeId
+from raftspine.model import META_GROUP, GroupId, NodeId, node_of
 from raftspine.node import Node
-from raftspine.ports import Position
+from raftspine.ports import Members, Position
 from raftspine.sim.cluster import SimCluster, SimHost, raft_groups
 from raftspine.sim.disk import SimDisk
 from raftspine.storage import keys
@@ -183,9 +183,9 @@ class Auditor:
             self._takes_office(node, group)
             begin()
 
-        def watched_installed(at: Position, time_ms: int, voters: tuple[NodeId, ...]) -> None:
+        def watched_installed(at: Position, time_ms: int, members: Members) -> None:
             nonlocal reached
-            installed(at, time_ms, voters)
+            installed(at, time_ms, members)
             reached = max(reached, at.index)
             self._cluster.narration.tell(node, f"installs a snapshot of group {group.group} at {at.index}")
 
@@ -220,8 +220,8 @@ class Auditor:
             self._broken("same entry", f"{what}; elsewhere it was another, of term {known[0]}")
 
     def _check_disks(self, node: NodeId, group: RaftGroup, index: int, term: int) -> None:
-        voters = group.log.voters
-        holding = [voter for voter in voters if self._disks[voter].holds(group.group, index, term)]
+        voters = group.configurations.at(index).voters
+        holding = [voter for voter in voters if self._disks[node_of(voter)].holds(group.group, index, term)]
         if len(holding) <= len(voters) // 2:
             where = ", ".join(holding) or "none"
             what = f"{node} applied entry {index} of group {group.group}, which is on the disks of {where} only"

@@ -14,7 +14,7 @@ from asyncio import Future
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from raftspine.cluster.raft_group import RaftGroup
 from raftspine.config import Config, Consistency, Partitioning, Replication, Storage, Timing
@@ -71,6 +71,14 @@ class _Held:
     def close(self) -> None:
         if not self.dead:
             self._tree.close()
+
+
+class Image(NamedTuple):
+    """A machine's disk at one moment."""
+
+    data: dict[str, bytes]
+    raft: dict[str, bytes]
+    tree: dict[bytes, bytes]
 
 
 @dataclass
@@ -158,7 +166,14 @@ class SimHost:
         for shown in self._cluster.on_start:
             shown(node)
         node.start()
+        node.void.add_done_callback(lambda _: self._begin_anew(node), context=self._outside.copy())
         return node
+
+    def _begin_anew(self, node: Node) -> None:
+        """As the process would: a node that found itself void ends and starts again."""
+        if self.node is node:
+            self.crash(power=False, why="is void and begins anew")
+            self.start()
 
     def crash(self, *, power: bool, why: str = "") -> None:
         """The process dies at once; with `power`, the page cache with it."""
@@ -225,11 +240,26 @@ class SimHost:
             self._cluster.network.unsilence(self.id)
             self.owner.resume()
 
-    def wipe(self) -> None:
-        """A dead node loses its store and keeps its Raft journal: what a replica of the ring alone can heal."""
+    def wipe(self, *, store: bool = True, journal: bool = True) -> None:
+        """A dead node loses its store, its Raft journal, or both."""
         assert self.node is None, "crash it first"
-        self.disk.erase("data")
-        self.tree = SimTree(self._cluster.loop)
+        if store:
+            self.disk.erase("data")
+            self.tree = SimTree(self._cluster.loop)
+        if journal:
+            self.disk.erase("raft")
+
+    def image(self) -> "Image":
+        """What a backup of a dead node would hold."""
+        assert self.node is None, "crash it first"
+        return Image(self.disk.image("data"), self.disk.image("raft"), self.tree.rows())
+
+    def restore(self, image: "Image") -> None:
+        """Put an older image in place of what a dead node has, as a restored machine does."""
+        assert self.node is None, "crash it first"
+        self.disk.restore("data", image.data)
+        self.disk.restore("raft", image.raft)
+        self.tree = SimTree(self._cluster.loop, rows=image.tree)
 
     # ── being asked ─────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,13 +1,13 @@
 """What can go wrong, as a table: a name, how often, how long, and a function that does it and undoes it again.
 
-A fault gets the scene, dice of its own and its length, strikes, waits, and leaves the world as it found it. Several
-may be at work at once; one whose victim is down already has nothing to do. A new fault is a function and a row of
-`FAULTS`; the plan draws from the table, `--faults` narrows it down.
+A fault gets the scene, dice of its own and its length, strikes, waits, and leaves the world as it found it.
+Several may be at work at once; one whose victim is down already has nothing to do. A new fault is a function and
+a row of `FAULTS`; the plan draws from the table, `--faults` narrows it down.
 
-What a fault may do is bounded by what the store promises. Its links are authenticated and ordered, so none forges or
-doubles a message (net.py). With `durability: interval` a write is safe in two page caches, not on two disks, so two
-power losses in a row are too many for it; `Scene.take_power` keeps them apart and kills the process instead. And a
-node that has lost its data may come back with an empty store only while its peers are whole.
+What a fault may do is bounded by what the store promises. Its links are authenticated and ordered, so none forges
+or doubles a message (net.py). With `durability: interval` a write is safe in two page caches, not on two disks,
+so two power losses in a row are too many for it; `Scene.take_power` keeps them apart and kills the process
+instead. And a node may lose its disk for good only while its peers are whole.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from raftspine.errors import Corrupt, Misuse, SpineError
 from raftspine.model import META_GROUP, GroupId, NodeId
-from raftspine.sim.cluster import Lost, SimCluster, SimHost, Trap, raft_groups
+from raftspine.sim.cluster import Lost, SimCluster, SimHost, Trap
 from raftspine.sim.loop import Dice
 from raftspine.sim.plan import Kind
 from raftspine.sim.tree import DELAY_SECONDS
@@ -135,6 +135,18 @@ class Scene:
         others = [other for other in self.hosts() if other is not host]
         whole = len(others) >= 2 and all(other.up for other in others)
         return whole and self.now - self._forgot_at > APART_SECONDS
+
+    def whole(self) -> bool:
+        """Whether every node is up, ready and in step with the others, so that any one of them can be spared."""
+        return all(host.up and self.cluster.ready(host) and self._level(host) for host in self.hosts())
+
+    def _level(self, host: SimHost) -> bool:
+        """Whether a node has told and been told all, as far as it knows."""
+        node = host.node
+        if node is None or not all(node.replica.level(group) for group in node.replica.groups()):
+            return False
+        behind = any(node.overview.pending_dots(peer) for peer in node.overview.peer_ids())
+        return not behind and all(one.applied >= one.commit for one in node.overview.log_statuses())
 
     def forgets(self) -> None:
         self._forgot_at = self.now
@@ -496,21 +508,26 @@ async def slow_disk(scene: Scene, dice: Dice, lasts: float) -> None:
         host.disk.slowness, host.tree.delay_seconds = 1.0, DELAY_SECONDS
 
 
-@_fault(1, (0.1, 1.0), nodes=3)
+@_fault(2, (0.1, 1.5), nodes=3)
 async def wipe(scene: Scene, dice: Dice, lasts: float) -> None:
-    """A node comes back without its store. Its Raft journal stays: without that it would have to be replaced, which
-    is another fault. The log replays what it holds from the first entry, so it must not have been compacted."""
+    """A node comes back without its store, its Raft journal or both, and has to rejoin as another member; now and
+    then it dies again on the way. A loss for good, so only when the others have all there is."""
     host = scene.victim(dice)
-    if host is None or host.node is None or not scene.may_forget(host):
-        return
-    if any(group.log.base for group in raft_groups(host.node)):
+    store, journal = dice.choice(((True, True), (True, True), (True, False), (False, True)))
+    if host is None or not scene.may_forget(host) or not scene.whole():
         return
     scene.forgets()
-    host.crash(power=False)
-    scene.cluster.narration.tell(host.id, "loses its store")
-    host.wipe()
+    host.crash(power=True)
+    lost = " and ".join(what for what, gone in (("store", store), ("Raft journal", journal)) if gone)
+    scene.cluster.narration.tell(host.id, f"loses its {lost}")
+    host.wipe(store=store, journal=journal)
     await scene.wait(lasts)
     await scene.revive(host)
+    while dice.chance(0.3):
+        await scene.wait(dice.uniform(0.0, 2.0))
+        host.crash(power=False)
+        await scene.wait(dice.uniform(0.02, 0.5))
+        await scene.revive(host)
 
 
 # ── clocks ────────────────────────────────────────────────────────────────────────────────────────────────────

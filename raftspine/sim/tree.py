@@ -37,14 +37,20 @@ class SimTree:
     `delay_seconds` is how long a batch takes, in the loop's time; `full` makes batches fail with NoSpace.
     """
 
-    def __init__(self, loop: AbstractEventLoop, *, delay_seconds: float = DELAY_SECONDS) -> None:
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        *,
+        delay_seconds: float = DELAY_SECONDS,
+        rows: Mapping[bytes, bytes] | None = None,
+    ) -> None:
         self.delay_seconds = delay_seconds
         self.full = False
         self.at: Callable[[str], None] | None = None
         self.batches = 0
         self._loop = loop
-        self._rows: dict[bytes, bytes] = {}
-        self._keys: list[bytes] = []
+        self._rows = dict(rows or {})
+        self._keys = sorted(self._rows)
         self._life = 0
 
     def get(self, key: bytes) -> bytes | None:
@@ -52,6 +58,10 @@ class SimTree:
 
     def scan(self, lo: bytes, hi: bytes, *, limit: int, reverse: bool = False) -> list[tuple[bytes, bytes]]:
         return _scan(self._rows, self._keys, lo, hi, limit, reverse)
+
+    def rows(self) -> dict[bytes, bytes]:
+        """A copy of all there is, as a backup holds it."""
+        return dict(self._rows)
 
     def apply(self, rows: dict[bytes, bytes | None]) -> "Future[None]":
         future: Future[None] = self._loop.create_future()
