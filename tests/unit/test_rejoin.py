@@ -269,14 +269,14 @@ def test_an_emptied_node_never_votes_while_it_cannot_know_whether_a_cluster_exis
             each.crash(power=True)
             each.wipe()
             each.start()
-        await asyncio.sleep(120)
+        await asyncio.sleep(60)
         for each in (c, b):
             node = node_at(each)
             assert node.raft.groups() == ()
             ok, reasons = node.overview.ready()
             assert not ok and "waiting for" in reasons[0] and "a" in reasons[0]
         heal()
-        await asyncio.sleep(120)
+        await asyncio.sleep(60)
         for each in (c, b):
             assert node_at(each).raft.groups() == (), "two of three blank nodes do not found"
         host(site, "a").start()
