@@ -134,6 +134,8 @@ class Auditor:
         self._disks = {id: RaftDisk(host.disk) for id, host in cluster.hosts.items()}
         self._leaders: dict[tuple[GroupId, int], NodeId] = {}
         self._entries: dict[GroupId, dict[int, tuple[int, bytes]]] = {}
+        self._committed_by: dict[GroupId, dict[int, int]] = {}
+        """The term in which the first to apply an entry was: it was committed in that term or an earlier one."""
         self._outcomes: dict[tuple[GroupId, int], tuple[NodeId, bytes]] = {}
         self._states: dict[tuple[GroupId, int], tuple[NodeId, bytes]] = {}
         self._decided: dict[tuple[GroupId, bytes], tuple[int, Outcome]] = {}
@@ -201,7 +203,10 @@ class Auditor:
         known = self._leaders.setdefault((id, term), node)
         if known != node:
             self._broken("one leader", f"{node} and {known} both lead term {term} of group {id}")
+        committed = self._committed_by.get(id, {})
         for index, (entry_term, _) in self._entries.get(id, {}).items():
+            if committed[index] >= term:
+                continue  # a vote for an older term may come late; such a leader owes nothing to a newer one
             if index > log.last or (index >= log.base and log.term_at(index) != entry_term):
                 what = f"{node} leads term {term} of group {id} without entry {index} of term {entry_term}"
                 self._broken("leader complete", f"{what}, which was applied before")
@@ -213,6 +218,7 @@ class Auditor:
         known = entries.get(index)
         if known is None:
             entries[index] = mine
+            self._committed_by.setdefault(group.group, {})[index] = group.engine.term
             self.entries += 1
             self._check_disks(node, group, index, term)
         elif known != mine:

@@ -126,6 +126,7 @@ def test_a_follower_that_differs_is_found_quarantined_and_healed() -> None:
         odd.crash(power=True)
         odd.start()
         site.hold(str(odd.id), raft_snapshot.OFFER)
+        await site.until(lambda: GROUP in run_of(odd).raft.groups(), "it takes part again")
         assert quarantined(odd)
         stood = run_of(odd).raft.status(GROUP).applied
         await write(site, 10, start=30)
