@@ -123,6 +123,7 @@ def test_a_follower_that_differs_is_found_quarantined_and_healed() -> None:
         # leadership is not taken from who may not hand it over, and the doubt outlives the process
         before = leader(site)
         assert not await run_of(before).raft.transfer(GROUP, odd.id)
+        await site.until(lambda: node.raft._groups[GROUP].audit.stored, "the doubt is on disk")
         odd.crash(power=True)
         odd.start()
         site.hold(str(odd.id), raft_snapshot.OFFER)
