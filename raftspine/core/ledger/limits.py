@@ -85,6 +85,7 @@ def _is_deep(value: Any) -> bool:
                 below += item.values()
             elif isinstance(item, list | tuple):
                 below += item
+                below += [key for key in item if isinstance(key, tuple)]
         if not below:
             return False
         level = below

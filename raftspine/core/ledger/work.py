@@ -12,7 +12,7 @@ given: token >> 10 is the entry's index, or a later one when an entry gave more 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from raftspine.core.ledger import events
+from raftspine.core.ledger import events, limits
 from raftspine.core.ledger.outcomes import REFUSALS, Outcome, Status
 from raftspine.core.ledger.overlay import Overlay
 from raftspine.core.ledger.requests import once
@@ -75,7 +75,10 @@ def family(rule: Callable[[Work, Any], Outcome]) -> Callable[[LedgerView, Any, P
 
     def decide(view: LedgerView, command: Any, at: Place, group: int, time_ms: int) -> Result:
         def afresh() -> Result:
-            work = Work(view, at, group, time_ms, getattr(command, "agent", ""))
+            agent = getattr(command, "agent", "")
+            if agent and (wrong := limits.name(agent, "agent")):
+                return invalid("", wrong), []
+            work = Work(view, at, group, time_ms, agent)
             outcome = rule(work, command)
             return outcome, [] if outcome.status in REFUSALS else work.finish()
 
