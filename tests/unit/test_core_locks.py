@@ -408,6 +408,12 @@ def test_a_fence_only_rises(log: LedgerLog) -> None:
     assert (stale.status, stale.result) == (Status.STALE_TOKEN, {"highest": 5})
     assert log.do(RaiseFence("disk", 0)).status is Status.INVALID
     assert fence.highest(log.store, "disk") == 5 and fence.highest(log.store, "else") == 0
+def test_a_write_has_a_bounded_number_of_guards(log: LedgerLog) -> None:
+    guard = Guard("deploy", log.do(acquire("a")).result["token"])
+    assert log.do(PutMemory("m", Memory(1), guards=(guard,) * 64)).status is Status.CREATED
+    assert log.do(PutMemory("m", Memory(2), guards=(guard,) * 65)).status is Status.INVALID
+
+
 
 
 def test_check_tells_whose_token_it_is(log: LedgerLog) -> None:
