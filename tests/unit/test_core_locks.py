@@ -195,6 +195,21 @@ def test_a_semaphore_counts_weighted_permits(log: LedgerLog) -> None:
     assert holders(log) == ["heavy"]
 
 
+def test_what_a_session_has_of_a_semaphore_is_not_made_more_by_asking_again(log: LedgerLog) -> None:
+    log.do(OpenSession("s", TTL))
+    first = log.do(acquire("a", session="s", mode="semaphore", permits=3))
+    assert log.do(acquire("b", session="s", mode="semaphore", weight=3)).status is Status.DEADLOCK
+    again = log.do(acquire("b", session="s", mode="semaphore"))
+    assert again.result["hold"] == 2 and again.result["token"] == first.result["token"]
+
+
+def test_a_lease_s_name_does_not_give_it_to_another_owner(log: LedgerLog) -> None:
+    first = log.do(acquire("mine", agent="ann"))
+    assert log.do(acquire("mine", agent="bob")).status is Status.EXISTS
+    assert log.do(acquire("mine", "other", agent="bob")).status is Status.EXISTS, "nor its session"
+    assert log.do(acquire("mine", agent="ann")).result["token"] == first.result["token"]
+
+
 def test_many_readers_behind_a_writer_are_granted_over_several_entries(log: LedgerLog) -> None:
     writer = log.do(acquire("w"))
     readers = [f"r{i:03}" for i in range(lock_queue.GRANTS_AT_ONCE + 10)]
@@ -393,6 +408,12 @@ def test_a_guard_is_current_or_the_write_is_fenced(log: LedgerLog) -> None:
     assert write(log.do(queued("b")).result["token"]).status is Status.CHANGED
 
 
+def test_a_write_has_a_bounded_number_of_guards(log: LedgerLog) -> None:
+    guard = Guard("deploy", log.do(acquire("a")).result["token"])
+    assert log.do(PutMemory("m", Memory(1), guards=(guard,) * 64)).status is Status.CREATED
+    assert log.do(PutMemory("m", Memory(2), guards=(guard,) * 65)).status is Status.INVALID
+
+
 def test_a_replayed_write_answers_as_it_did_when_its_guard_was_current(log: LedgerLog) -> None:
     first = log.do(acquire("a"))
     command = PutMemory("m", Memory(1), guards=(Guard("deploy", first.result["token"]),), request=b"k" * 16)
@@ -408,12 +429,6 @@ def test_a_fence_only_rises(log: LedgerLog) -> None:
     assert (stale.status, stale.result) == (Status.STALE_TOKEN, {"highest": 5})
     assert log.do(RaiseFence("disk", 0)).status is Status.INVALID
     assert fence.highest(log.store, "disk") == 5 and fence.highest(log.store, "else") == 0
-def test_a_write_has_a_bounded_number_of_guards(log: LedgerLog) -> None:
-    guard = Guard("deploy", log.do(acquire("a")).result["token"])
-    assert log.do(PutMemory("m", Memory(1), guards=(guard,) * 64)).status is Status.CREATED
-    assert log.do(PutMemory("m", Memory(2), guards=(guard,) * 65)).status is Status.INVALID
-
-
 
 
 def test_check_tells_whose_token_it_is(log: LedgerLog) -> None:
