@@ -188,6 +188,24 @@ def test_a_freeze_ends_at_its_time_and_binds_only_its_scope() -> None:
     assert site.state("r1") == "READY"
 
 
+def test_freezes_that_are_over_make_room_and_one_that_is_over_already_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(freezes, "MOST", 3)
+    site = Site()
+    for number in range(3):
+        until_ms = site.log.time_ms + 1000
+        done = site.log.do(PutFreeze(f"f{number}", "prod/", "incident", until_ms, agent="ops"))
+        assert done.status is Status.DONE
+    assert site.log.do(PutFreeze("f3", "prod/", "incident", agent="ops")).status is Status.TOO_MANY
+    site.log.time_ms += 1000
+    again = site.log.do(PutFreeze("f0", "prod/", "incident", agent="ops"))
+    assert again.status is Status.DONE and again.created
+    assert [id for id, _ in freezes.page(site.log.store)] == ["f0"]
+    late = site.log.do(PutFreeze("f9", "prod/", "incident", site.log.time_ms, agent="ops"))
+    assert late.status is Status.INVALID, "a freeze that freezes nothing must not look like one"
+
+
 def test_a_freeze_also_closes_a_simple_gate() -> None:
     log = LedgerLog()
     log.do(PutGate("prod/simple", "open", uses=5))
