@@ -237,6 +237,20 @@ def test_an_override_takes_two_people_and_an_end() -> None:
     assert Site().log.do(OverrideRequest(GATE, "r1", DIGEST, "x", agent="bob")).status is Status.ABSENT
 
 
+def test_an_override_lasts_only_as_long_as_the_policy_would_allow_it() -> None:
+    override = Override(people=2, seconds=60)
+    site = Site(Policy((Approval(),), override=override))
+    site.ask("r1")
+    for who in ("dan", "eve"):
+        site.log.do(OverrideRequest(GATE, "r1", DIGEST, "outage", agent=who))
+    assert site.state("r1") == "READY"
+    for stricter in (None, Override(people=3)):
+        site.log.do(PutGate(GATE, "open", policy=Policy((Approval(),), override=stricter), agent="ops"))
+        assert site.admit("r1").status is Status.GATE_CLOSED
+    site.log.do(PutGate(GATE, "open", policy=Policy((Approval(),), override=override), agent="ops"))
+    assert site.admit("r1").status is Status.GRANTED
+
+
 def test_a_freeze_may_be_beyond_override() -> None:
     site = Site(Policy((Approval(),), override=Override()))
     site.ask("r1")

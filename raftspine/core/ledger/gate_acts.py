@@ -191,7 +191,8 @@ def override(work: Work, command: OverrideRequest) -> Outcome:
     enough = len(row.overrides) >= policy.override.people
     if enough:
         # A later one, after the first has run out, needs everybody anew.
-        row = replace(row, override_until_ms=work.time_ms + policy.override.seconds * 1000, overrides=())
+        until_ms = work.time_ms + policy.override.seconds * 1000
+        row = replace(row, override_until_ms=until_ms, override_people=len(row.overrides), overrides=())
     audit.append(work, gates.KIND, command.gate, "override", command.id, digest=row.digest, reason=command.reason,
                  until_ms=row.override_until_ms if enough else None)  # fmt: skip
     return steps.keep(work, command.gate, command.id, row, "overridden" if enough else "override asked")

@@ -51,8 +51,8 @@ class Word(Struct, frozen=True, array_like=True):
 
 class Request(Struct, frozen=True, array_like=True):
     """`number`: its place in the gate's history. `place`: in the queue (0: none), `asked_ms`: when it was last
-    asked for. `token`, `opened_at_ms`, `open_until_ms`, `overridden`: of its admission. `due_ms`: of its due
-    row."""
+    asked for. `override_people`: how many agreed on the override in force. `token`, `opened_at_ms`,
+    `open_until_ms`, `overridden`: of its admission. `due_ms`: of its due row."""
 
     number: int
     digest: str
@@ -76,6 +76,7 @@ class Request(Struct, frozen=True, array_like=True):
     ended_at_ms: int = 0
     reason: str = ""
     due_ms: int = 0
+    override_people: int = 0
 
     def facts(self) -> policies.Facts:
         return policies.Facts(self.requester, self.requested_at_ms, self.approvals, self.checks, self.lifted)
@@ -126,10 +127,16 @@ def blocked(view: LedgerView, gate: str, row: Request, now_ms: int) -> list[Unme
     return _blocked(view, gate, gates.show(view, gate), row, now_ms)
 
 
+def is_overridden(policy: policies.Policy, row: Request, now_ms: int) -> bool:
+    """Whether enough people, by the policy as it is now, have set its conditions aside until later than now."""
+    enough = policy.override is not None and row.override_people >= policy.override.people
+    return enough and now_ms < row.override_until_ms
+
+
 def _blocked(view: LedgerView, name: str, gate: "gates.Gate | None", row: Request, now_ms: int) -> list[Unmet]:
     if gate is None or gate.policy is None:
         return [{"type": "policy", "reason": "the gate has no policy"}]
-    overridden = now_ms < row.override_until_ms
+    overridden = is_overridden(gate.policy, row, now_ms)
     why = gates.closed_because(gate, now_ms)
     found: list[Unmet] = [] if why is None else [{"type": "closed", "reason": gate.reason or why}]
     found += [

@@ -31,6 +31,7 @@ from raftspine.core.ledger.gate_requests import (
     Request,
     Tally,
     blocked,
+    is_overridden,
     told,
 )
 from raftspine.core.ledger.outcomes import Outcome, Status
@@ -69,7 +70,7 @@ def advance(work: Work, gate: str, policy: Policy) -> None:
 
 
 def open(work: Work, gate: str, id: str, row: Request, policy: Policy) -> Request:
-    overridden = work.time_ms < row.override_until_ms
+    overridden = is_overridden(policy, row, work.time_ms)
     row = replace(
         row,
         state=OPEN,
