@@ -26,7 +26,7 @@ from raftspine.core.ledger import freezes, gates, limits
 from raftspine.core.ledger import gate_policy as policies
 from raftspine.core.ledger.gate_policy import Approved, Reported, Unmet
 from raftspine.core.ledger.state import LedgerView
-from raftspine.core.ledger.tables import Table, pack, unpack
+from raftspine.core.ledger.tables import Table, pack
 
 PENDING, READY, QUEUED, OPEN, PASSED, FAILED = "PENDING", "READY", "QUEUED", "OPEN", "PASSED", "FAILED"
 REJECTED, EXPIRED, CANCELLED, SUPERSEDED = "REJECTED", "EXPIRED", "CANCELLED", "SUPERSEDED"
@@ -87,8 +87,12 @@ class Ref(Struct, frozen=True, array_like=True):
 
 
 class Tally(Struct, frozen=True, array_like=True):
+    """How many requests of a gate live and how many ended ones it remembers; `oldest`: no remembered one ended at a
+    lower number."""
+
     live: int = 0
     ended: int = 0
+    oldest: int = 0
 
 
 REQUESTS = Table("gate-request", Request)
@@ -96,6 +100,9 @@ QUEUE = Table("gate-queue", Ref)
 THROUGH = Table("gate-open", Ref)
 SUBJECTS = Table("gate-subject", Ref)
 HISTORY = Table("gate-history", Ref)
+"""By gate and the request's number."""
+ENDS = Table("gate-ended", Ref)
+"""By gate and the number of the end: which ended one is forgotten next."""
 TALLIES = Table("gate-tally", Tally)
 
 
@@ -199,8 +206,7 @@ def told(view: LedgerView, gate: str, id: str, row: Request, now_ms: int) -> dic
         "reason": row.reason,
     }
     if row.state == QUEUED:
-        ahead = QUEUE.page(view, pack(gate), limit=LIVE_MOST)
-        shown["position"] = 1 + sum(1 for key, _ in ahead if int(unpack(key, str, int)[1]) < row.place)
+        shown["position"] = 1 + len(view.rows(QUEUE.name, pack(gate), pack(gate, row.place), limit=LIVE_MOST))
     if row.token:
         shown |= {
             "fencing_token": row.token,

@@ -14,10 +14,10 @@ from raftspine.core.ledger.gate_policy import Policy
 from raftspine.core.ledger.gate_requests import (
     ENDED,
     ENDED_KEPT,
+    ENDS,
     EXPIRED,
     FAILED,
     HISTORY,
-    LIVE_MOST,
     OPEN,
     PENDING,
     QUEUE,
@@ -50,11 +50,13 @@ def slots(work: Work, gate: str, policy: Policy) -> int:
 
 def advance(work: Work, gate: str, policy: Policy) -> None:
     """Give free slots to those who wait, in order; who cannot use one loses the place."""
-    while len(THROUGH.page(work, pack(gate), limit=policy.concurrent)) < policy.concurrent:
-        first = QUEUE.page(work, pack(gate), limit=1)
+    free = policy.concurrent - len(THROUGH.page(work, pack(gate), limit=policy.concurrent))
+    start = b""
+    while free > 0:
+        first = QUEUE.page(work, pack(gate), start=start, limit=1)
         if not first:
             return
-        _, ref = first[0]
+        start, ref = first[0][0] + b"\0", first[0][1]
         row = REQUESTS.get(work, gate, ref.id)
         assert row is not None, "who is in the queue is a request"
         work.remove(QUEUE, gate, row.place)
@@ -67,6 +69,7 @@ def advance(work: Work, gate: str, policy: Policy) -> None:
             keep(work, gate, ref.id, row, "unqueued")
         else:
             open(work, gate, ref.id, row, policy)
+            free -= 1
 
 
 def open(work: Work, gate: str, id: str, row: Request, policy: Policy) -> Request:
@@ -187,26 +190,27 @@ def end(work: Work, gate: str, id: str, row: Request, state: str, reason: str) -
     row = replace(row, state=state, place=0, ended_at_ms=work.time_ms, reason=reason)
     audit.append(work, gates.KIND, gate, state.lower(), id, digest=row.digest, reason=reason, token=row.token or None)
     keep(work, gate, id, row, state.lower())
-    _forget(work, gate)
+    _remember(work, gate, id)
     stored = gates.show(work, gate)
     if was_through and stored is not None and stored.policy is not None:
         advance(work, gate, stored.policy)
     return row
 
 
-def _forget(work: Work, gate: str) -> None:
-    """Count one more that ended; let go of the oldest when there are too many."""
+def _remember(work: Work, gate: str, id: str) -> None:
+    """Count one more that ended; let go of the one that ended first when there are too many."""
+    work.put(ENDS, gate, work.number(), value=Ref(id))
     tally = TALLIES.get(work, gate) or Tally()
-    tally = Tally(tally.live - 1, tally.ended + 1)
+    tally = replace(tally, live=tally.live - 1, ended=tally.ended + 1)
     if tally.ended > ENDED_KEPT:
-        # Live ones among the oldest stay: at most LIVE_MOST of them are looked at.
-        for key, ref in HISTORY.page(work, pack(gate), limit=LIVE_MOST + 1):
-            row = REQUESTS.get(work, gate, ref.id)
-            if row is None or row.state in ENDED:
-                work.remove(HISTORY, *unpack(key, str, int))
-                work.remove(REQUESTS, gate, ref.id)
-                tally = replace(tally, ended=tally.ended - 1)
-                break
+        ((key, ref),) = ENDS.page(work, pack(gate), start=pack(gate, tally.oldest), limit=1)
+        number = int(unpack(key, str, int)[1])
+        gone = REQUESTS.get(work, gate, ref.id)
+        assert gone is not None, "an end that is remembered is a request's"
+        work.remove(ENDS, gate, number)
+        work.remove(HISTORY, gate, gone.number)
+        work.remove(REQUESTS, gate, ref.id)
+        tally = replace(tally, ended=tally.ended - 1, oldest=number + 1)
     work.put(TALLIES, gate, value=tally)
 
 
