@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from raftspine.core.ledger import audit, events, freezes, gates
+from raftspine.core.ledger import audit, events, freezes, gate_acts, gates
 from raftspine.core.ledger import gate_requests as requests
 from raftspine.core.ledger.gate_commands import (
     AdmitRequest,
@@ -312,6 +312,58 @@ def test_time_ends_what_nobody_ends() -> None:
     assert site.admit("r2").status is Status.WRONG_STATE
     site.log.do(Wake())
     assert site.state("r2") == "EXPIRED"
+
+
+def test_an_admission_whose_time_is_over_is_not_granted_again() -> None:
+    site = Site(Policy(open_seconds=10))
+    site.ask("r1")
+    token = site.opened("r1")
+    site.log.time_ms += 10_000
+    assert not site.verify("r1", token)
+    assert site.admit("r1").status is Status.WRONG_STATE, "no Wake has come, and still"
+
+
+def test_ready_is_told_only_when_it_is_so() -> None:
+    site = Site(Policy((Approval(), Wait(5))))
+    for id in ("r1", "r2"):
+        site.ask(id)
+    site.approve("r2")
+    site.log.time_ms += 5000
+    site.log.do(Wake())
+    told = [event.data["request"] for _, event in events.read(site.log.store, 1, 99) if event.change == "ready"]
+    assert told == ["r2"]
+
+
+def test_places_outlast_a_gate_that_is_made_anew_and_a_policy_that_shrinks() -> None:
+    site = Site(Policy(concurrent=2))
+    for id in ("r1", "r2", "r3", "r4"):
+        site.ask(id)
+    tokens = [site.opened("r1"), site.opened("r2")]
+    assert [site.admit(id, queue=True).result["position"] for id in ("r3", "r4")] == [1, 2]
+    site.log.do(PutGate(GATE, "open", policy=Policy(concurrent=1), agent="ops"))
+    site.complete("r1", tokens[0])
+    assert site.state("r3") == "QUEUED", "one is through, and only one may be"
+    site.log.do(DeleteGate(GATE, agent="ops"))
+    site.complete("r2", tokens[1])
+    site.log.do(PutGate(GATE, "open", policy=Policy(concurrent=1), agent="ops"))
+    assert site.admit("r4").result["position"] == 1 and site.state("r3") == "OPEN"
+    assert [action for action, _, _ in site.acts()].count("delete") == 1, "one chain, unbroken"
+
+
+def test_no_row_of_a_request_grows_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_acts, "PEOPLE_MOST", 3)
+    site = Site()
+    site.ask("r1")
+    assert site.approve("r1", groups=("g" * 65,)).status is Status.INVALID
+    assert site.approve("r1", groups=("g",) * 65).status is Status.INVALID
+    assert site.approve("r1", digest="x" * 70_000).status is Status.INVALID, "nor one of its audit chain"
+    for number in range(5):
+        name = f"h{number}"
+        site.log.do(PutGate(GATE, "open", policy=Policy((Hold(name),)), agent="ops"))
+        lifted = site.log.do(LiftHold(GATE, "r1", name, agent="ops"))
+        assert lifted.status is (Status.DONE if number < 3 else Status.TOO_MANY)
+    site.freeze()
+    assert site.log.do(LiftFreeze("f1", "x" * 2000, agent="ops")).status is Status.INVALID
 
 
 def test_a_wait_ripens_by_the_log_s_time() -> None:

@@ -116,7 +116,8 @@ def waiting(work: Work, command: Any, artifact: str | None) -> tuple[Request, Po
     row = known(work, command)
     if isinstance(row, Outcome):
         return row
-    if bad := limits.name(command.agent, "agent"):
+    other = None if artifact is None else limits.name(artifact, "artifact_digest")
+    if bad := limits.first(limits.name(command.agent, "agent"), other):
         return invalid(command.id, bad)
     gate = gates.show(work, command.gate)
     if gate is None or gate.policy is None:
@@ -163,16 +164,18 @@ def keep(
     elif row.state in ENDED:
         at_ms = 0
     else:
-        ripens = policies.ripens_at(blocked(work, gate, row, work.time_ms))
+        closed = blocked(work, gate, row, work.time_ms)
+        ripens = policies.ripens_at(closed)
         at_ms = row.expires_at_ms if ripens is None else min(ripens, row.expires_at_ms)
-        if not change and ripens is None:
+        if not change and not closed and row.state == PENDING:
             change = "ready"
     if at_ms:
         due.note(work, at_ms, DUE, gate, id, row.number)
     row = replace(row, due_ms=at_ms)
     work.put(REQUESTS, gate, id, value=row)
     if change:
-        work.tell("gate", f"{gate}/{id}", change, work.number(), state=row.state, by=work.agent)
+        about = {"gate": gate, "request": id, "state": row.state, "by": work.agent}
+        work.tell(gates.KIND, f"{gate}/{id}", change, work.number(), **about)
     return outcome(work, gate, id, row, status, created=created)
 
 
