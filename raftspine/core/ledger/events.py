@@ -34,9 +34,10 @@ FIRST = "events/first"
 
 
 class Event(Struct, frozen=True, array_like=True):
-    """`index`, `sub`: the log entry and the command in it. `kind`: memory, lock, election, gate or task. `key`:
-    the thing's name (a task's: queue, a slash, id). `change`: what happened, in one word. `revision`: the
-    thing's version text or its revision's number. `data`: a few particulars, never a memory's content."""
+    """`index`, `sub`: the log entry and the command in it. `kind`: memory, lock, election, gate, freeze or task.
+    `key`: the thing's name (a task's: queue, a slash, id; a request's: gate, a slash, id). `change`: what
+    happened, in one word. `revision`: the thing's version text or its revision's number. `data`: a few
+    particulars, never a memory's content."""
 
     index: int
     sub: int
