@@ -239,6 +239,24 @@ def test_an_expiry_gives_back_all_a_session_had(log: LedgerLog) -> None:
     assert not [key for key in log.store.tables["held"] if key.startswith(b"s\0")]
 
 
+def test_the_end_of_a_session_passes_on_so_many_places_and_a_wake_the_rest(
+    log: LedgerLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_queue, "GRANTS_PER_COMMAND", 3)
+    log.do(OpenSession("s", TTL))
+    names = [f"lock-{number}" for number in range(5)]
+    for name in names:
+        log.do(acquire(f"{name}-held", name, session="s"))
+        log.do(queued(f"{name}-next", name))
+    log.do(CloseSession("s"))
+    assert sum(bool(holders(log, name)) for name in names) == 3
+    assert log.do(acquire("newcomer", names[4])).status is Status.LOCK_HELD, "free, and yet another's turn"
+    assert due.next_due(log.store) == log.time_ms
+    log.do(Wake())
+    assert [holders(log, name) for name in names] == [[f"{name}-next"] for name in names]
+    assert due.next_due(log.store) is None
+
+
 def test_an_expiry_is_overtaken_by_the_log_and_by_another_leader(log: LedgerLog) -> None:
     log.do(OpenSession("s", TTL))
     row = sessions.read(log.store, "s")

@@ -27,7 +27,8 @@ NUMBERS_PER_INDEX_BITS = 10
 
 
 class Work(Overlay):
-    """`at`, `group`, `time_ms`: as the machine was given them. `agent`: who asks."""
+    """`at`, `group`, `time_ms`: as the machine was given them. `agent`: who asks. `grants`: how many
+    places in queues of locks have become leases (lock_queue.py bounds them)."""
 
     def __init__(self, view: LedgerView, at: Place, group: int, time_ms: int, agent: str = "") -> None:
         super().__init__(view)
@@ -35,6 +36,7 @@ class Work(Overlay):
         self.group = group
         self.time_ms = time_ms
         self.agent = agent
+        self.grants = 0
         self.effects: list[Effect] = []
         self._happened: list[events.Happening] = []
 
