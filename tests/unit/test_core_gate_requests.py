@@ -440,3 +440,12 @@ def test_a_deleted_gate_closes_for_who_is_through() -> None:
     site.log.do(DeleteGate(GATE, agent="ops"))
     assert not site.verify("r1", token)
     assert freezes.page(site.log.store) == []
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 600])
+def test_what_no_gate_is_called_is_read_as_absent(name: str) -> None:
+    store = Site().log.store
+    assert requests.read(store, name, "r1") is None and requests.read(store, GATE, name) is None
+    assert requests.page(store, name, 10) == [] and gates.show(store, name) is None
+    assert not requests.verify(store, name, "r1", 1, None, 0).valid
+    assert audit.read(store, "gate", name, 0, 10) == [] and audit.head(store, "gate", name) is None

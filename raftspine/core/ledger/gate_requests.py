@@ -118,11 +118,13 @@ class Verdict(NamedTuple):
 
 
 def read(view: LedgerView, gate: str, id: str) -> Request | None:
-    return REQUESTS.get(view, gate, id)
+    return None if limits.name(gate) or limits.id(id) else REQUESTS.get(view, gate, id)
 
 
 def page(view: LedgerView, gate: str, limit: int, before: int = limits.NUMBER) -> list[tuple[str, Request]]:
     """Requests of a gate, newest first, from below the number `before`."""
+    if limits.name(gate):
+        return []
     rows = view.rows(HISTORY.name, pack(gate), pack(gate, before), limit=limit, reverse=True)
     ids = [HISTORY.decode(data).id for _, data in rows]
     found = [(id, REQUESTS.get(view, gate, id)) for id in ids]
