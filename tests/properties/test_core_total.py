@@ -16,7 +16,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from raftspine.core.ledger import commands, events, machine, outcomes
+from raftspine.core.ledger import commands, events, machine, nesting, outcomes
 from raftspine.core.ledger.commands import Malformed
 from raftspine.core.ledger.gate_commands import AdmitRequest, ApproveRequest, RequestGate
 from raftspine.core.ledger.gate_policy import Approval, Check, Frozen, Hold, Override, Policy, Wait, Window
@@ -150,7 +150,7 @@ def likely(name: str, kind: Any) -> st.SearchStrategy[Any]:
 
 CONDITIONS = (Approval(), Check("a", 60), Wait(5), Window("09:30", "17:00"), Frozen(0, 1_000_500), Hold("a"))
 START_MS = 1_000_000
-FURNITURE = (
+FURNITURE: tuple[Any, ...] = (
     OpenSession("a", 30_000, agent="a"),
     OpenSession("b", 30_000, agent="b"),
     PutGate("a", "open", policy=Policy((Approval(),), override=Override()), agent="a"),
@@ -189,6 +189,39 @@ def furnished() -> LedgerStore:
 
 
 every = st.one_of([built(kind) for kind in machine.FAMILIES])
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | numbers | st.floats() | st.text(max_size=40) | st.binary(max_size=40),
+    lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=3), inner, max_size=20),
+    max_leaves=60,
+)
+
+
+def depth_of(value: Any) -> int:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if items is None else 1 + max(map(depth_of, items), default=0)
+
+
+@given(plain, st.integers(0, 3))
+def test_depth_is_known_before_decoding(value: Any, deeper: int) -> None:
+    """With a bound that plain values pass or not, the walk says what recursion says."""
+    for _ in range(deeper):
+        value = {"a" * 300: [0] * 300, "b": value}
+    for bound in (0, 1, 2, max(0, depth_of(value) - 1), depth_of(value)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nesting, "DEEPEST", bound)
+            assert nesting.is_too_deep(msgspec.msgpack.encode(value)) is (depth_of(value) > bound)
+
+
+@pytest.mark.parametrize(("levels", "ok"), [(400, True), (600, False), (800, False), (950, False)])
+def test_how_deep_a_command_may_be_does_not_depend_on_the_stack(levels: int, ok: bool) -> None:
+    data = commands.encode(EnqueueTask("q", "i", "here")).replace(b"\xa4here", b"\x91" * levels + b"\x01")
+
+    def below(frames: int) -> Any:
+        return below(frames - 1) if frames else commands.decode(data)
+
+    assert {isinstance(below(frames), Malformed) for frames in (0, 100, 250)} == {not ok}
 
 
 @given(every, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4))
