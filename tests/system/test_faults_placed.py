@@ -145,6 +145,7 @@ def test_a_clock_an_hour_ahead_stops_nobody_else_and_nobody_once_it_is_right(lab
         for path in PATHS:
             on_clients_host(write(lab, f"clock-{path}", 2, node, path=path))
     lab.heal()
+    await_that(lambda: on_clients_host(try_wrong()) is None, "its clock is right and its writes are accepted")
     for node in lab.ids:
         for path in PATHS:
             on_clients_host(write(lab, f"clock-{path}", 3, node, path=path))
