@@ -35,7 +35,7 @@ class Strike(Struct, frozen=True, omit_defaults=True):
 class Plan(Struct, frozen=True):
     """Everything about a run that is decided beforehand. `slow`: links as between continents. `short_logs`: so
     short that a node that was away comes back by a snapshot. `stragglers`: share of
-    messages that wait for a retransmission."""
+    messages that wait for a retransmission. `pace`: how hurried the clients are, 1 as drawn; 0 is no load at all."""
 
     seed: int
     seconds: float
@@ -48,6 +48,7 @@ class Plan(Struct, frozen=True):
     short_logs: bool
     stragglers: float
     strikes: tuple[Strike, ...]
+    pace: float = 1.0
 
     def weather(self) -> Weather:
         delay = (0.0003, 0.03) if self.slow else (0.0003, 0.003)
