@@ -11,7 +11,8 @@ All numbers are big-endian. `unsynced` counts the records directly before this o
 on disk when it was written. Where pages of the cache reached the disk out of order, or never because their sync
 failed, it proves that the hole they left was never promised to anybody. The highest bit of the length makes a record
 a *mark*: all that the log must still give back stands in this segment before it, but for what the log's owner holds
-elsewhere up to the position in its payload. Segments before a whole mark are not looked at.
+elsewhere up to the position in its payload. Segments before a whole mark are not looked at. A mark takes no position
+of its own but repeats that of the next record.
 
     where no whole record begins    what follows, here and in newer segments   verdict
     anywhere                        a record written after a sync that         Corrupt
@@ -69,7 +70,7 @@ class Segment(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What reading a segment came to: whole records found, marks included; where the last one ends (0: the header is
+    """What reading a segment came to: whole records found, marks left out; where the last one ends (0: the header is
     not this segment's); the file's length; the last mark's position, or None; the highest position that a record says
     was on disk before it."""
 
@@ -101,7 +102,7 @@ def frame(position: int, unsynced: int, payload: bytes) -> bytes:
 
 
 def mark(position: int, unsynced: int, after: int) -> bytes:
-    """A mark, ready to be appended: nothing before this segment is needed by an owner who holds what was logged up
+    """A mark, ready to be appended before the record at `position`: nothing before this segment is needed by an owner who holds what was logged up
     to `after`."""
     return _framed(_MARK | 8, position, unsynced, after.to_bytes(8, "big"))
 
@@ -146,7 +147,7 @@ def _whole(segment: Segment, data: memoryview) -> Iterator[_Record]:
     offset, position = HEAD_BYTES, segment.first
     while (record := _record_at(data, offset, position)) is not None:
         yield record
-        offset, position = record.end, position + 1
+        offset, position = record.end, position + (not record.marks)
 
 
 def records(segment: Segment, data: memoryview) -> Iterator[tuple[int, bytes, int]]:
@@ -163,7 +164,7 @@ def scan(segment: Segment, data: bytes) -> Scan:
         return Scan(0, 0, len(data), None, 0)
     count, end, after, proven = 0, HEAD_BYTES, None, 0
     for record in _whole(segment, memoryview(data)):
-        count, end, proven = count + 1, record.end, max(proven, record.proves)
+        count, end, proven = count + (not record.marks), record.end, max(proven, record.proves)
         if record.marks:
             after = int.from_bytes(data[record.start : record.end], "big")
     return Scan(count, end, len(data), after, proven)
@@ -195,7 +196,7 @@ def judge(segment: Segment, data: bytes, found: Scan, proven: int) -> None:
 def _successor(view: memoryview, data: bytes, start: int, damaged: int) -> int | None:
     """Where the first whole record behind the damaged one begins. Its position is known to within LOOK_AHEAD,
     so it is found by searching for that number; the checksum decides."""
-    for position in range(damaged + 1, damaged + 1 + LOOK_AHEAD):
+    for position in range(damaged, damaged + 1 + LOOK_AHEAD):
         needle = position.to_bytes(8, "big")
         found = data.find(needle, start + 4)
         while found != -1:

@@ -130,18 +130,18 @@ class Wal:
     def _put(self, file: AppendFile, payload: bytes) -> int:
         if len(payload) > MAX_RECORD_BYTES:
             raise TooLarge(f"a log record of {len(payload)} bytes is above the limit of {MAX_RECORD_BYTES}")
-        return self._write(file, frame(self._next, self._next - 1 - self._synced, payload))
-
-    def _write(self, file: AppendFile, record: bytes) -> int:
         position = self._next
+        self._write(file, frame(position, position - 1 - self._synced, payload))
+        self._next = position + 1
+        return position
+
+    def _write(self, file: AppendFile, record: bytes) -> None:
         try:
             file.append(record)
         except OSError:
             self._partial = True
             raise
         self._sizes[self._segments[-1].name] += len(record)
-        self._next = position + 1
-        return position
 
     def sync(self) -> "Future[None]":
         """Resolves when everything appended before this call, but for what is doubted, survives power loss; raises or
@@ -172,7 +172,7 @@ class Wal:
         """Begin a new segment and return its first position."""
         self._repair()
         if self._file is not None:
-            if self._sizes[self._segments[-1].name] == HEAD_BYTES:
+            if self._segments[-1].first == self._next:
                 return self._next  # the current one is still empty
             sealed, self._file = self._file, None
             self._seal(self._segments[-1].name, sealed)
@@ -287,13 +287,13 @@ class Wal:
         self._partial = False
 
     def _distrust(self) -> None:
-        """Doubt all that was appended so far, and go on in a new segment. One that has but a header is begun anew."""
+        """Doubt all that was appended so far, and go on in a new segment. One without records is begun anew."""
         self._sealing.clear()
         self._partial = False
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._segments and self._sizes[self._segments[-1].name] == HEAD_BYTES:
+        if self._segments and self._segments[-1].first == self._next:
             del self._sizes[self._segments.pop().name]
         self._doubted = self._next - 1 if self._segments else 0
 

@@ -229,6 +229,25 @@ def test_what_a_failed_sync_dropped_is_written_again_by_the_next_life() -> None:
     run(main, seed=1)
 
 
+def test_a_log_begun_anew_goes_on_where_the_tree_ends_however_often_it_was_restated() -> None:
+    async def story() -> None:
+        disk, tree = MemoryDisk(), new_tree()
+        engine = open_engine(disk, tree, checkpoint_interval_ms=MANY)
+        engine.stage([row("before")])
+        await engine.commit(durable=True)
+        await engine.checkpoint()
+        second = open_engine(disk, tree)
+        disk.sync_error = OSError(errno.EIO, "Input/output error")
+        with pytest.raises(Unknown):
+            await second.commit(durable=True)
+        disk.sync_error = None
+        await until(lambda: second.read_only() is None)
+        third = open_engine(disk.power_cut(), tree)
+        assert set(everything(third)) == {b"before"}
+
+    asyncio.run(story())
+
+
 def test_a_node_starts_and_is_read_on_a_full_disk_and_writes_once_there_is_room() -> None:
     async def story() -> None:
         disk, tree = MemoryDisk(), new_tree()
