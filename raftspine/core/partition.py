@@ -34,3 +34,16 @@ def partition_key(strategy: str, id: str, agent_id: str, tags: Iterable[str]) ->
 def group_of(key: str, groups: int) -> GroupId:
     """The shard group of a partition key, 0 <= group < `groups`. The bias of the modulo is below 2**-58."""
     return GroupId(int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % groups)
+
+
+def coordination_key(name: str) -> str:
+    """The text whose digest decides the group of a lock, election, gate, queue or fence: the part in the first
+    `{braces}` of its name when there is one and it is not empty, else the whole name.
+
+    So a lock can be put beside what it guards, whatever it is called: the lock `{dep-42}/deploy` lies in the group
+    of the memory `dep-42` (where memories are placed by id), and names that share a pin share a group (the hash
+    tags of Redis Cluster).
+    """
+    _, opened, rest = name.partition("{")
+    pin, closed, _ = rest.partition("}")
+    return pin if opened and closed and pin else name

@@ -14,12 +14,13 @@ Everything here is the same on all replicas but for two things that do not matte
 (they depend on what of the ring this replica has) and when expired request rows are swept.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from raftspine import codec
 from raftspine.core.ledger import cluster, commands, machine
 from raftspine.core.ledger.outcomes import Outcome
+from raftspine.core.ledger.overlay import Overlay
 from raftspine.core.ledger.state import (
     Conflict,
     Effect,
@@ -29,6 +30,7 @@ from raftspine.core.ledger.state import (
     SetCounter,
     SetRequest,
     SetRing,
+    SetRow,
     SetStrong,
     decode_request,
     encode_request,
@@ -141,10 +143,10 @@ class LedgerHost:
         results: list[tuple[Outcome, int]] = []
         index = after.at.index
         for sub, command in enumerate(decoded):
-            outcome, effects = machine.apply(batch, command, Place(index, sub), group, after.time_ms)
-            batch.perform(effects)
+            outcome, effects = machine.apply(batch, command, Place(index, sub, after.at.term), group, after.time_ms)
+            batch.store(effects)
             results.append((outcome, index))
-        return results, batch.rows
+        return results, batch.changed
 
     def _apply_meta(self, index: int, entry: Sequence[bytes]) -> tuple[list[Any], list[Row]]:
         decoded = [cluster.decode(command) for command in entry]
@@ -209,57 +211,68 @@ class LedgerHost:
         return len(gone)
 
 
-class _Batch(LedgerView):
+class Stored(LedgerView):
+    """A group's state as the store has it; also what the readers of coordination look at."""
+
+    def __init__(self, view: View, group: GroupId) -> None:
+        self._view = view
+        self._group = group
+
+    def strong(self, id: str) -> StrongRecord | None:
+        return memories.strong(self._view, self._group, id)
+
+    def ring(self, id: str) -> RingRecord | None:
+        return memories.ring(self._view, self._group, id)
+
+    def request(self, digest: bytes) -> RequestRow | None:
+        return load_request(self._view, self._group, digest)
+
+    def counter(self, name: str) -> int:
+        data = self._view.get(keys.ledger(self._group, COUNTERS, name))
+        return 0 if data is None else int(codec.decode_any(data))
+
+    def row(self, table: str, key: bytes) -> bytes | None:
+        return self._view.get(keys.ledger_table(self._group, table) + key)
+
+    def rows(
+        self, table: str, lo: bytes, hi: bytes, *, limit: int, reverse: bool = False
+    ) -> list[tuple[bytes, bytes]]:
+        prefix = keys.ledger_table(self._group, table)
+        found = self._view.scan(prefix + lo, prefix + hi, limit=limit, reverse=reverse)
+        return [(key[len(prefix) :], value) for key, value in found]
+
+
+class _Batch(Overlay):
     """The state while one entry is applied: the engine's, and on top what the commands before have changed.
-    Nothing is staged until the entry is through, so `rows` grows here."""
+    Nothing is staged until the entry is through, so `changed` grows here."""
 
     def __init__(self, engine: Engine, ring: RingSink, group: GroupId) -> None:
+        super().__init__(Stored(engine, group))
         self._engine = engine
         self._sink = ring
         self._group = group
-        self._strong: dict[str, StrongRecord | None] = {}
-        self._requests: dict[bytes, RequestRow] = {}
-        self._counters: dict[str, int] = {}
-        self.rows: list[Row] = []
+        self.changed: list[Row] = []
 
-    def strong(self, id: str) -> StrongRecord | None:
-        if id not in self._strong:
-            self._strong[id] = memories.strong(self._engine, self._group, id)
-        return self._strong[id]
-
-    def ring(self, id: str) -> RingRecord | None:
-        return memories.ring(self._engine, self._group, id)
-
-    def request(self, digest: bytes) -> RequestRow | None:
-        row = self._requests.get(digest)
-        return load_request(self._engine, self._group, digest) if row is None else row
-
-    def counter(self, name: str) -> int:
-        if name not in self._counters:
-            data = self._engine.get(keys.ledger(self._group, COUNTERS, name))
-            self._counters[name] = 0 if data is None else codec.decode_any(data)
-        return self._counters[name]
-
-    def perform(self, effects: Iterable[Effect]) -> None:
-        """Take up a command's effects, in order."""
+    def store(self, effects: Sequence[Effect]) -> None:
+        """Take up a command's effects, in order, and turn them into rows."""
+        self.perform(effects)
         for effect in effects:
             if isinstance(effect, SetStrong):
-                self._strong[effect.id] = effect.new
-                self.rows += memories.strong_rows(self._group, effect.id, effect.old, effect.new)
+                self.changed += memories.strong_rows(self._group, effect.id, effect.old, effect.new)
                 if effect.old is None and effect.new is not None:
                     self._sink.shadow(self._group, effect.new)
+            elif isinstance(effect, SetRow):
+                self.changed.append((keys.ledger_table(self._group, effect.table) + effect.key, effect.value))
             elif isinstance(effect, SetRequest):
-                self._requests[effect.digest] = effect.row
                 row = encode_request(effect.row)
-                self.rows.append(memories.strong_request_row(self._group, effect.digest, row))
+                self.changed.append(memories.strong_request_row(self._group, effect.digest, row))
             elif isinstance(effect, SetCounter):
-                self._counters[effect.name] = effect.value
                 key = keys.ledger(self._group, COUNTERS, effect.name)
-                self.rows.append((key, codec.encode(effect.value) if effect.value else None))
+                self.changed.append((key, codec.encode(effect.value) if effect.value else None))
             elif isinstance(effect, SetRing):
                 self._sink.adopt(self._group, effect.version)
             else:
-                self.rows += conflict_rows(self._engine, self._group, effect)
+                self.changed += conflict_rows(self._engine, self._group, effect)
 
 
 def load_request(view: View, group: GroupId, digest: bytes) -> RequestRow | None:

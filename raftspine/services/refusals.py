@@ -15,6 +15,21 @@ from raftspine.errors import (
     Unavailable,
 )
 
+CONFLICTS = {
+    Status.LOCK_HELD: "lock_held",
+    Status.NOT_CURRENT: "lease_not_current",
+    Status.FENCED: "fenced",
+    Status.DEADLOCK: "deadlock",
+    Status.STALE_TOKEN: "stale_token",
+    Status.GATE_CLOSED: "gate_closed",
+    Status.SESSION_GONE: "session_gone",
+    Status.TOO_MANY: "too_many",
+    Status.EXISTS: "exists",
+    Status.WRONG_STATE: "wrong_state",
+    Status.OVERTAKEN: "overtaken",
+}
+"""Refusals of coordination by the stored state: the code each is told as."""
+
 
 def refusal(outcome: Outcome, *, header: bool = False, patch: bool = False) -> SpineError | None:
     """The error for an outcome that changed nothing, or None for one that is a success.
@@ -39,6 +54,9 @@ def refusal(outcome: Outcome, *, header: bool = False, patch: bool = False) -> S
         return Conflict("this request was voided and will never apply", code="request_voided")
     if status in (Status.INVALID, Status.MALFORMED):
         return InvalidRequest(outcome.reason or "the log refused the command")
+    code = CONFLICTS.get(status)
+    if code is not None:
+        return Conflict(outcome.reason, code=code, details={"id": outcome.id, **outcome.result})
     if status is Status.RING_BEHIND:
         return Unavailable("the ring was read too early", code="not_ready", retry_after_ms=50)
     return None

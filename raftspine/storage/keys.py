@@ -14,15 +14,32 @@ another's rows.
     r       group, digest                                ring write an Idempotency-Key caused
     q       group, digest                                strong result an Idempotency-Key caused
     a       group                                        last applied log entry: index, term, more
-    l       group, table, 0, name                        the ledger's other tables (tasks, locks, gates …)
+    l       group, table, 0, name                        the ledger's other tables: counter, and those below
     i       group, field, value, id, 0, path             index row, empty; path: r (ring) or s (strong)
     x       name                                         the node's own: identity, table, log position, format
 
 Kinds are one byte, a group two, seq, stamp and times eight, digests 16 (8 for dots), all numbers
 big-endian. Ids hold no NUL and at most 255 bytes. An index value is its length and its bytes, or 255 and a
 16-byte digest when it is long: equal values have equal keys, and that is all an index by value promises.
-Times are ordered as numbers. The longest key, an index row, has 3 + 1 + 65 + 255 + 2 bytes; LMDB's limit is
-511.
+Times are ordered as numbers. The longest index row has 3 + 1 + 65 + 255 + 2 bytes.
+
+The tables of coordination build the rest of their keys themselves (core/ledger/tables.py): texts end with NUL,
+numbers have eight bytes.
+
+    table    rest of the key                 value
+    session  id                              an open session: number, TTL, owner, how much it holds
+    held     session, kind, place, name      index by session; kind lock: space, name; kind task: queue, id
+    lock     space, name                     a lock in use: mode, holders, waiting; space: lock or election
+    ask      space, name, lease              a lease, or the ticket it was before
+    lease    space, name, token              the lease of a current token
+    wait     space, name, rank, number       the queue of a lock: the lease
+    fence    resource                        the highest token seen
+    audit    number                          what operators did
+    due      time, kind, place, name         what comes due at a time of the log
+    event    number                          what changed, for those who watch
+
+Names there have at most 255 bytes and ids 100, so the longest, in `held`, has 3 + 5 + 102 + 5 + 256 + 101. LMDB's
+limit is 511.
 """
 
 from functools import lru_cache
@@ -149,7 +166,13 @@ def applied(group: int) -> bytes:
 
 
 def ledger(group: int, table: str, name: str) -> bytes:
-    return kind_of_group(LEDGER, group) + table.encode() + b"\0" + name.encode()
+    return ledger_table(group, table) + name.encode()
+
+
+@lru_cache(maxsize=4096)
+def ledger_table(group: int, table: str) -> bytes:
+    """What the keys of one of the ledger's tables begin with."""
+    return kind_of_group(LEDGER, group) + table.encode() + b"\0"
 
 
 def meta(name: str) -> bytes:

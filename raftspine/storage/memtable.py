@@ -2,10 +2,12 @@
 
 The rule: a newer layer hides an older one key by key, and a removed key stays in its layer as a tombstone
 until the tree has forgotten it too. Sorting is put off until somebody scans: a write costs one dict update,
-and a scan sorts only what arrived since the last scan of the same kind and group.
+and a scan sorts only what arrived since the last scan of the same kind and group. A few new keys are put into
+their places one by one: to a log entry that scans after each write, sorting tens of thousands anew for the sake of
+three would be most of its work.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import islice
 
@@ -14,6 +16,9 @@ from raftspine.ports import View
 PREFIX_BYTES = 3
 """Kind and shard group: what nearly every scan stays within (keys.py)."""
 
+FEW = 32
+"""New keys of a bucket that are put into their places rather than sorted in."""
+
 WINDOW_ROWS = 64
 """Least number of rows of a layer that a scan looks at in one step beyond what it was asked for."""
 
@@ -21,14 +26,14 @@ WINDOW_ROWS = 64
 class Memtable:
     """Rows by key; a value of None is a removal. `size_bytes` is kept by the owner."""
 
-    __slots__ = ("_buckets", "_dirty", "_indexed", "rows", "size_bytes")
+    __slots__ = ("_buckets", "_fresh", "_indexed", "rows", "size_bytes")
 
     def __init__(self) -> None:
         self.rows: dict[bytes, bytes | None] = {}
         self.size_bytes = 0
         self._indexed = 0
         self._buckets: dict[bytes, list[bytes]] = {}
-        self._dirty: set[bytes] = set()
+        self._fresh: dict[bytes, list[bytes]] = {}  # of a bucket, not in it yet
 
     def keys_between(self, lo: bytes, hi: bytes) -> tuple[list[bytes], int, int]:
         """A sorted list and the bounds of the part of it with lo <= key < hi."""
@@ -48,24 +53,28 @@ class Memtable:
         fresh = len(self.rows) - self._indexed
         if not fresh:
             return
-        buckets, dirty = self._buckets, self._dirty
+        buckets, waiting = self._buckets, self._fresh
         for key in islice(reversed(self.rows), fresh):
             prefix = key[:PREFIX_BYTES]
-            bucket = buckets.get(prefix)
-            if bucket is None:
-                buckets[prefix] = [key]
+            keys = waiting.get(prefix)
+            if keys is None:
+                buckets.setdefault(prefix, [])
+                waiting[prefix] = [key]
             else:
-                bucket.append(key)
-                dirty.add(prefix)
+                keys.append(key)
         self._indexed = len(self.rows)
 
     def _sorted(self, prefix: bytes) -> list[bytes]:
         bucket = self._buckets.get(prefix)
         if bucket is None:
             return []
-        if prefix in self._dirty:
+        fresh = self._fresh.pop(prefix, ())
+        if len(fresh) <= FEW:
+            for key in fresh:
+                insort(bucket, key)
+        else:
+            bucket += fresh
             bucket.sort()
-            self._dirty.discard(prefix)
         return bucket
 
 

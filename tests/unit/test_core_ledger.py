@@ -1,6 +1,6 @@
 """The ledger's rules one by one, as a caller of the strong path meets them."""
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -8,65 +8,35 @@ import pytest
 from raftspine.core import merge
 from raftspine.core.ledger import commands, machine, outcomes
 from raftspine.core.ledger.commands import Condition, DeleteMemory, PatchMemory, PutMemory, VoidRequest
+from raftspine.core.ledger.lock_commands import Wake
 from raftspine.core.ledger.memories import demoted_counter
 from raftspine.core.ledger.outcomes import Outcome, Status
 from raftspine.core.ledger.state import (
     Conflict,
     Effect,
     Place,
-    RequestRow,
-    SetCounter,
-    SetRequest,
-    SetRing,
-    SetStrong,
 )
 from raftspine.errors import Corrupt
-from raftspine.model import Memory, RingRecord, StrongRecord, Version
+from raftspine.model import Memory, Version
+from tests.support.ledger_store import GROUP, LedgerStore
 
-GROUP = 3
 KEY, PRINT = b"k" * 16, b"f" * 16
 
 
-class Ledger:
+class Ledger(LedgerStore):
     """One replica of one group; `time_ms` is the leader's clock, set by the test."""
 
     def __init__(self) -> None:
-        self.strongs: dict[str, StrongRecord] = {}
-        self.rings: dict[str, RingRecord] = {}
-        self.rows: dict[bytes, RequestRow] = {}
-        self.counters: dict[str, int] = {}
+        super().__init__()
         self.effects: list[Effect] = []
         self.index = 0
         self.time_ms = 1_000
-
-    def strong(self, id: str) -> StrongRecord | None:
-        return self.strongs.get(id)
-
-    def ring(self, id: str) -> RingRecord | None:
-        return self.rings.get(id)
-
-    def request(self, digest: bytes) -> RequestRow | None:
-        return self.rows.get(digest)
-
-    def counter(self, name: str) -> int:
-        return self.counters.get(name, 0)
 
     def do(self, command: Any) -> Outcome:
         self.index += 1
         place = Place(self.index, 0)
         outcome, self.effects = machine.apply_encoded(self, commands.encode(command), place, GROUP, self.time_ms)
-        for effect in self.effects:
-            if isinstance(effect, SetStrong):
-                if effect.new is None:
-                    del self.strongs[effect.id]
-                else:
-                    self.strongs[effect.id] = effect.new
-            elif isinstance(effect, SetRing):
-                self.rings[effect.id] = merge.put(self.rings.get(effect.id), effect.version).record
-            elif isinstance(effect, SetRequest):
-                self.rows[effect.digest] = effect.row
-            elif isinstance(effect, SetCounter):
-                self.counters[effect.name] = effect.value
+        self.perform(self.effects)
         return outcome
 
 
@@ -248,7 +218,7 @@ def test_demotion_makes_one_version_above_all_it_covers(ledger: Ledger) -> None:
     assert version.request == KEY + PRINT
     assert ledger.strongs == {}
     assert ledger.rings["x"].versions == (version,)
-    assert ledger.counters == {"ring-seq": 1, demoted_counter("x"): 1}
+    assert ledger.counters == {"ring-seq": 1, demoted_counter("x"): 1, "events/last": 2}
 
 
 def test_a_promotion_must_have_seen_the_last_demotion(ledger: Ledger) -> None:
@@ -257,12 +227,12 @@ def test_a_promotion_must_have_seen_the_last_demotion(ledger: Ledger) -> None:
     ledger.do(put("two", demote=True))
     behind = ledger.do(PatchMemory("x", {"tags": ["critical"]}, request=KEY, fingerprint=PRINT))
     assert behind.status is Status.RING_BEHIND
-    assert KEY not in ledger.rows, "the same request may come again"
+    assert KEY not in ledger.requests, "the same request may come again"
     good = PatchMemory("x", {"tags": ["critical"]}, request=KEY, fingerprint=PRINT, ring=ledger.rings["x"])
     outcome = ledger.do(good)
     assert outcome.memory is not None
     assert (outcome.memory.content, outcome.memory.tags) == ("two", ("critical",))
-    assert ledger.counters[demoted_counter("x")] == 0
+    assert ledger.counter(demoted_counter("x")) == 0
 
 
 def test_a_vector_that_saw_the_demotion_is_enough(ledger: Ledger) -> None:
@@ -305,9 +275,21 @@ def test_what_is_no_command_is_a_result(ledger: Ledger) -> None:
         assert (outcome.status, effects) == (Status.MALFORMED, [])
 
 
+def test_every_command_has_a_family() -> None:
+    assert set(get_args(commands.Command)) == set(machine.FAMILIES)
+
+
+def test_what_format_one_can_say_is_written_in_it() -> None:
+    """So that nodes of the version before can apply it while a cluster is upgraded."""
+    assert commands.encode(put())[0] == 1
+    assert commands.encode(put(guards=(commands.Guard("deploy", 7),)))[0] == 2
+    other = commands.encode(Wake())
+    assert other[0] == 2 and isinstance(commands.decode(b"\x01" + other[1:]), commands.Malformed)
+
+
 def test_a_command_of_a_newer_format_halts() -> None:
     with pytest.raises(Corrupt):
-        commands.decode(b"\x02" + commands.encode(VoidRequest(KEY))[1:])
+        commands.decode(b"\x03" + commands.encode(VoidRequest(KEY))[1:])
 
 
 def test_outcomes_of_another_format_are_corrupt() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raftspine.core.partition import group_of, partition_key
+from raftspine.core.partition import coordination_key, group_of, partition_key
 from raftspine.core.ring import ConsistentHashRing, token_of
 from raftspine.errors import Misuse
 
@@ -58,3 +58,11 @@ def test_partition_keys() -> None:
     assert partition_key("tag", "x", "ann", ()) == "x"
     with pytest.raises(Misuse):
         partition_key("hash", "x", "", ())
+
+
+def test_braces_pin_a_name() -> None:
+    assert coordination_key("deploy/api") == "deploy/api"
+    assert coordination_key("{dep-42}/deploy") == coordination_key("x{dep-42}") == "dep-42"
+    assert coordination_key("{a}{b}") == "a"
+    for odd in ("{}x", "{open", "shut}", "}{", ""):
+        assert coordination_key(odd) == odd

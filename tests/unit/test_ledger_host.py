@@ -123,7 +123,7 @@ def test_an_entry_without_commands_moves_the_position() -> None:
 def test_a_newer_command_stops_the_entry_before_anything_is_staged() -> None:
     replica = Replica()
     with pytest.raises(Corrupt):
-        replica.host.apply(GROUP, Position(1, 1), 5, [encode(put("a")), b"\x02\x90"])
+        replica.host.apply(GROUP, Position(1, 1), 5, [encode(put("a")), b"\x03\x90"])
     assert replica.engine.batches == [] and replica.host.position(GROUP) == Position(0, 0)
 
 

@@ -4,86 +4,60 @@ The rule: a command holds everything its outcome depends on besides the state (n
 the applying node happens to know), behind one byte that names the format. A new command or field means a
 new marker: a replica that would have to guess halts its group instead, because one that skips what another
 applies has diverged for good.
+
+Format 1 knows memories without guards and VoidRequest; format 2 adds guards and coordination. A command that
+format 1 can say is still written in it, so that a group works on while its nodes are upgraded one by one.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, get_args
 
 import msgspec
-from msgspec import Struct
 
+from raftspine.core.ledger import lock_commands as locks
+from raftspine.core.ledger.memory_commands import (
+    ANY,
+    Condition,
+    DeleteMemory,
+    GetMemory,
+    Guard,
+    MemoryCommand,
+    PatchMemory,
+    PutMemory,
+    VoidRequest,
+)
 from raftspine.errors import Corrupt
-from raftspine.model import Memory, RingRecord
+
+__all__ = [
+    "ANY",
+    "Command",
+    "Condition",
+    "DeleteMemory",
+    "GetMemory",
+    "Guard",
+    "Malformed",
+    "MemoryCommand",
+    "PatchMemory",
+    "PutMemory",
+    "VoidRequest",
+    "decode",
+    "encode",
+]
 
 V1 = 1
+V2 = 2
 
-
-class Condition(Struct, frozen=True, array_like=True):
-    """What must hold of the stored memory: its version text (`*`: that it exists), or that it does not exist."""
-
-    version: str | None = None
-    absent: bool = False
-
-
-ANY = Condition()
-
-
-class PutMemory(Struct, frozen=True, array_like=True, tag="put"):
-    """Store a memory. Of `memory` the log fills in times, expiry and writer.
-
-    keep_tags: the writer named no tags; keep the stored ones. request: 16-byte digest of the
-    Idempotency-Key, or empty; fingerprint: digest of what was asked under it. ring: what a quorum of the
-    ring held of this id, seen by the coordinator before proposing (None: nothing). agent: who writes.
-    demote: the tags no longer demand the log, so the result goes to the ring. log_seen: highest sequence
-    number of the group's log origin in the vectors of the replicas that `ring` was read from.
-    """
-
-    id: str
-    memory: Memory
-    keep_tags: bool = False
-    expected: Condition = ANY
-    request: bytes = b""
-    fingerprint: bytes = b""
-    ring: RingRecord | None = None
-    agent: str = ""
-    demote: bool = False
-    log_seen: int = 0
-
-
-class PatchMemory(Struct, frozen=True, array_like=True, tag="patch"):
-    """Change fields of a memory that exists. `changes` maps names of `Memory`'s writable fields (and
-    `content_sha256`, which goes with `content`) to their new values; the rest as in PutMemory."""
-
-    id: str
-    changes: dict[str, Any]
-    expected: Condition = ANY
-    request: bytes = b""
-    fingerprint: bytes = b""
-    ring: RingRecord | None = None
-    agent: str = ""
-    demote: bool = False
-    log_seen: int = 0
-
-
-class DeleteMemory(Struct, frozen=True, array_like=True, tag="delete"):
-    """Delete a memory; fields as in PutMemory."""
-
-    id: str
-    expected: Condition = ANY
-    request: bytes = b""
-    fingerprint: bytes = b""
-    ring: RingRecord | None = None
-    agent: str = ""
-    log_seen: int = 0
-
-
-class VoidRequest(Struct, frozen=True, array_like=True, tag="void"):
-    """Settle that a request will never apply, unless it already has."""
-
-    request: bytes
-
-
-MemoryCommand: TypeAlias = PutMemory | PatchMemory | DeleteMemory
-Command: TypeAlias = MemoryCommand | VoidRequest
+FirstFormat: TypeAlias = MemoryCommand | VoidRequest
+SessionCommand: TypeAlias = locks.OpenSession | locks.RenewSession | locks.CloseSession | locks.ExpireSession
+LockCommand: TypeAlias = (
+    locks.AcquireLock
+    | locks.AcquireAll
+    | locks.ReleaseLock
+    | locks.BreakLock
+    | locks.ExpireTicket
+    | locks.Proclaim
+    | locks.RaiseFence
+)
+Command: TypeAlias = FirstFormat | SessionCommand | LockCommand | locks.Wake
 
 
 class Malformed(NamedTuple):
@@ -93,12 +67,17 @@ class Malformed(NamedTuple):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_decoders: dict[int, msgspec.msgpack.Decoder[Command]] = {
+    V1: msgspec.msgpack.Decoder(FirstFormat),
+    V2: msgspec.msgpack.Decoder(Command),
+}
+_FIRST_FORMAT = frozenset(get_args(FirstFormat))
 
 
 def encode(command: Command) -> bytes:
     """Marker and msgpack."""
-    return bytes((V1,)) + _encode(command)
+    first = type(command) in _FIRST_FORMAT and not getattr(command, "guards", ())
+    return bytes((V1 if first else V2,)) + _encode(command)
 
 
 def decode(data: bytes) -> Command | Malformed:
@@ -109,11 +88,12 @@ def decode(data: bytes) -> Command | Malformed:
     """
     if not data:
         return Malformed("an empty command")
-    if data[0] > V1:
-        raise Corrupt(f"ledger command of format {data[0]}; this version reads up to {V1}")
-    if data[0] != V1:
+    if data[0] > V2:
+        raise Corrupt(f"ledger command of format {data[0]}; this version reads up to {V2}")
+    decoder = _decoders.get(data[0])
+    if decoder is None:
         return Malformed(f"unknown format marker {data[0]}")
     try:
-        return _decoder.decode(memoryview(data)[1:])
+        return decoder.decode(memoryview(data)[1:])
     except (msgspec.DecodeError, RecursionError) as error:
         return Malformed(str(error))

@@ -1,17 +1,29 @@
 """From bytes in a shard group's log to outcomes and effects: the one door to the ledger.
 
-The rule: a table says which family decides which command; a further family (locks, gates, tasks) is further
-rows. The function is total and deterministic: what is no command becomes an outcome, and only a command of
-a newer format stops it, with Corrupt, because the group must then halt rather than diverge.
+The rule: a table says which family decides which command; a further family is further rows. The function is
+total and deterministic: what is no command becomes an outcome, and only a command of a newer format stops it,
+with Corrupt, because the group must then halt rather than diverge.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from raftspine.core.ledger import commands, memories, requests
+from raftspine.core.ledger import (
+    commands,
+    elections,
+    endings,
+    fence,
+    lock_commands,
+    locks,
+    memories,
+    requests,
+    sessions,
+    wake,
+)
 from raftspine.core.ledger.commands import Command, Malformed
 from raftspine.core.ledger.outcomes import Outcome, Status
 from raftspine.core.ledger.state import LedgerView, Place, Result
+from raftspine.core.ledger.work import family
 
 Decide = Callable[[LedgerView, Any, Place, int, int], Result]
 
@@ -20,6 +32,18 @@ FAMILIES: dict[type, Decide] = {
     commands.PatchMemory: memories.apply,
     commands.DeleteMemory: memories.apply,
     commands.VoidRequest: requests.void,
+    lock_commands.OpenSession: family(sessions.open),
+    lock_commands.RenewSession: family(sessions.renew),
+    lock_commands.CloseSession: family(endings.close),
+    lock_commands.ExpireSession: family(endings.expire),
+    lock_commands.AcquireLock: family(locks.acquire),
+    lock_commands.AcquireAll: family(locks.acquire_all),
+    lock_commands.ReleaseLock: family(locks.release),
+    lock_commands.BreakLock: family(locks.break_lock),
+    lock_commands.ExpireTicket: family(locks.expire_ticket),
+    lock_commands.Proclaim: family(elections.proclaim),
+    lock_commands.RaiseFence: family(fence.raise_fence),
+    lock_commands.Wake: family(wake.wake),
 }
 
 

@@ -23,15 +23,10 @@ from msgspec.structs import asdict, replace
 
 from raftspine.core.content import same_writing
 from raftspine.core.hlc import stamp_of
-from raftspine.core.ledger.commands import (
-    DeleteMemory,
-    MemoryCommand,
-    PatchMemory,
-    PutMemory,
-    VoidRequest,
-)
+from raftspine.core.ledger import events, fence
+from raftspine.core.ledger.memory_commands import DeleteMemory, MemoryCommand, PatchMemory, PutMemory
 from raftspine.core.ledger.outcomes import Outcome, Status
-from raftspine.core.ledger.requests import once, void
+from raftspine.core.ledger.requests import once
 from raftspine.core.ledger.state import (
     Conflict,
     Effect,
@@ -58,12 +53,21 @@ def demoted_counter(id: str) -> str:
     return f"demoted/{id}"
 
 
-def apply(view: LedgerView, command: MemoryCommand | VoidRequest, at: Place, group: int, time_ms: int) -> Result:
+def apply(view: LedgerView, command: MemoryCommand, at: Place, group: int, time_ms: int) -> Result:
     """The outcome of one command and its effects. Total: whatever the command says, the answer is a value."""
-    if isinstance(command, VoidRequest):
-        return void(view, command, at, group, time_ms)
-    step = _Step(view, command, at, group, time_ms)
-    return once(view, command.request, command.fingerprint, time_ms, step.run)
+
+    def afresh() -> Result:
+        outcome, effects = decide(view, command, at, group, time_ms)
+        return outcome, effects + events.append(view, at, time_ms, events.of_memories(effects, group))
+
+    return once(view, command.request, command.fingerprint, time_ms, afresh)
+
+
+def decide(view: LedgerView, command: MemoryCommand, at: Place, group: int, time_ms: int) -> Result:
+    """As `apply`, for a command inside another one: whether it was asked before, and who is told, is that one's
+    business."""
+    refused = fence.refused(view, command.id, command.guards)
+    return _Step(view, command, at, group, time_ms).run() if refused is None else (refused, [])
 
 
 def outside(record: RingRecord | None, shadow: dict[str, int]) -> tuple[Version, ...]:

@@ -5,6 +5,7 @@ retry with the same Idempotency-Key gets exactly these bytes back.
 """
 
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +17,7 @@ V1 = b"\x01"
 
 
 class Status(StrEnum):
-    """The ends a command can come to. All are decided, i.e. replayed on a retry, but for the last four."""
+    """The ends a command can come to. All are decided, i.e. replayed on a retry, but for `ring_behind`."""
 
     CREATED = "created"
     CHANGED = "changed"
@@ -39,10 +40,58 @@ class Status(StrEnum):
     MALFORMED = "malformed"
     """The bytes in the log are no command."""
 
+    # Coordination. `result` says the rest; what is in REFUSALS has changed nothing.
+    DONE = "done"
+    GRANTED = "granted"
+    QUEUED = "queued"
+    """The lock is held; the ticket in `result` keeps a place in its queue."""
+    LOCK_HELD = "lock_held"
+    NOT_CURRENT = "not_current"
+    """This lease, claim or place is not, or no longer, what it says it is."""
+    FENCED = "fenced"
+    """A guard's token is not current."""
+    DEADLOCK = "deadlock"
+    """Granting this would need the asking session to give something up first."""
+    STALE_TOKEN = "stale_token"
+    GATE_CLOSED = "gate_closed"
+    SESSION_GONE = "session_gone"
+    """The session named is not, or no longer, open in this group."""
+    TOO_MANY = "too_many"
+    """Above a limit of this group's state (limits.py)."""
+    EXISTS = "exists"
+    """Another thing of this name exists."""
+    WRONG_STATE = "wrong_state"
+    """The thing exists and is in no state for this."""
+    OVERTAKEN = "overtaken"
+    """A leader's proposal that came too late: the log, or another leader, has heard of the session since."""
+
+
+REFUSALS = frozenset(
+    (
+        Status.ABSENT,
+        Status.VERSION_CONFLICT,
+        Status.INVALID,
+        Status.RING_BEHIND,
+        Status.LOCK_HELD,
+        Status.NOT_CURRENT,
+        Status.FENCED,
+        Status.DEADLOCK,
+        Status.STALE_TOKEN,
+        Status.GATE_CLOSED,
+        Status.SESSION_GONE,
+        Status.TOO_MANY,
+        Status.EXISTS,
+        Status.WRONG_STATE,
+        Status.OVERTAKEN,
+    )
+)
+"""Ends at which a command of coordination leaves nothing behind, whatever it had begun."""
+
 
 class Outcome(Struct, frozen=True, array_like=True):
     """`record`: the strong record after the command. `ring`: the ring version, where the memory now lives
-    there. `version`: its version text. `created`: there was no such memory before. `reason`: for people."""
+    there. `version`: its version text. `created`: there was no such memory before. `reason`: for people.
+    `result`: what a command of coordination came to, as plain data (each command's module says which)."""
 
     status: Status
     id: str = ""
@@ -52,6 +101,7 @@ class Outcome(Struct, frozen=True, array_like=True):
     current: str | None = None
     ring: Version | None = None
     reason: str = ""
+    result: dict[str, Any] = {}
 
     @property
     def memory(self) -> Memory | None:

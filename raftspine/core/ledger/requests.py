@@ -8,7 +8,7 @@ after a lost reply would apply twice.
 
 from collections.abc import Callable
 
-from raftspine.core.ledger.commands import VoidRequest
+from raftspine.core.ledger.memory_commands import VoidRequest
 from raftspine.core.ledger.outcomes import Outcome, Status
 from raftspine.core.ledger.state import Effect, LedgerView, Place, RequestRow, Result, SetRequest
 

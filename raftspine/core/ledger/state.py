@@ -4,9 +4,10 @@ The rule: the machine reads through `LedgerView` and answers with effects; the h
 in the same batch as the applied position, before it applies the next command. An effect that were performed
 inside the machine could neither be tested as a value nor be made atomic with the position.
 
-Three things make up the replicated state, equal on all replicas at equal positions: strong records, live
-request rows and counters. What the ring holds of an id is *not* part of it, it differs from replica to
-replica; it may decide which `Conflict` effects a replica gets, and never an outcome.
+Four things make up the replicated state, equal on all replicas at equal positions: strong records, live
+request rows, counters, and the rows of coordination (tables.py says what they hold). What the ring holds of an
+id is *not* part of it, it differs from replica to replica; it may decide which `Conflict` effects a replica gets,
+and never an outcome.
 """
 
 from typing import NamedTuple, Protocol, TypeAlias
@@ -21,11 +22,17 @@ from raftspine.model import RingRecord, StrongRecord, Version
 V1 = b"\x01"
 
 
+ROW_KEY_BYTES = 480
+"""The longest key of a row within its table; with table and group it fits any store's limit (storage/keys.py)."""
+
+
 class Place(NamedTuple):
-    """Where a command stands: its entry's log index and its place within that entry's batch."""
+    """Where a command stands: its entry's log index, its place within that entry's batch, and the term of the
+    leader who stamped the entry."""
 
     index: int  # type: ignore[assignment]  # the field's word; nobody searches a Place
     sub: int
+    term: int = 0
 
 
 class RequestRow(Struct, frozen=True, array_like=True):
@@ -51,6 +58,16 @@ class LedgerView(Protocol):
 
     def counter(self, name: str) -> int:
         """0 when it was never set. Names are at most 300 bytes of UTF-8."""
+        ...
+
+    def row(self, table: str, key: bytes) -> bytes | None:
+        """A row of coordination. Keys are at most ROW_KEY_BYTES long."""
+        ...
+
+    def rows(
+        self, table: str, lo: bytes, hi: bytes, *, limit: int, reverse: bool = False
+    ) -> list[tuple[bytes, bytes]]:
+        """At most `limit` rows with lo <= key < hi, in key order (from the upper end when `reverse`)."""
         ...
 
 
@@ -92,7 +109,15 @@ class SetCounter(Struct, frozen=True, array_like=True, tag="counter"):
     value: int
 
 
-Effect: TypeAlias = SetStrong | SetRing | Conflict | SetRequest | SetCounter
+class SetRow(Struct, frozen=True, array_like=True, tag="row"):
+    """Set a row of coordination; None removes it."""
+
+    table: str
+    key: bytes
+    value: bytes | None
+
+
+Effect: TypeAlias = SetStrong | SetRing | Conflict | SetRequest | SetCounter | SetRow
 Result: TypeAlias = tuple[Outcome, list[Effect]]
 
 _encode = msgspec.msgpack.Encoder().encode
