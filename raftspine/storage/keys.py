@@ -34,6 +34,13 @@ numbers have eight bytes.
     lease    space, name, token              the lease of a current token
     wait     space, name, rank, number       the queue of a lock: the lease
     fence    resource                        the highest token seen
+    gate     name                            a gate: state, uses, expiry
+    queue    queue                           a task queue: how many tasks are in each state
+    task     queue, id                       a task's state
+    body     queue, id                       its payload, later its result
+    ready    queue, rank, number             the order of what can be claimed
+    dead     queue, number                   dead letters in the order of dying
+    dedupe   queue, digest                   the unfinished task with this key
     audit    number                          what operators did
     due      time, kind, place, name         what comes due at a time of the log
     event    number                          what changed, for those who watch

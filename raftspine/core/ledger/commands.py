@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias, get_args
 import msgspec
 
 from raftspine.core.ledger import lock_commands as locks
+from raftspine.core.ledger import task_commands as tasks
 from raftspine.core.ledger.memory_commands import (
     ANY,
     Condition,
@@ -57,7 +58,17 @@ LockCommand: TypeAlias = (
     | locks.Proclaim
     | locks.RaiseFence
 )
-Command: TypeAlias = FirstFormat | SessionCommand | LockCommand | locks.Wake
+TaskCommand: TypeAlias = (
+    tasks.EnqueueTask
+    | tasks.ClaimTasks
+    | tasks.ExtendTask
+    | tasks.CompleteTask
+    | tasks.FailTask
+    | tasks.RequeueTask
+    | tasks.RemoveTask
+)
+GateCommand: TypeAlias = tasks.PutGate | tasks.PassGate | tasks.DeleteGate
+Command: TypeAlias = FirstFormat | SessionCommand | LockCommand | TaskCommand | GateCommand | tasks.Txn | locks.Wake
 
 
 class Malformed(NamedTuple):

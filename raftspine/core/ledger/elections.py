@@ -3,7 +3,7 @@
 The rule: an election is a lock in a space of its own. To campaign is to ask for it (AcquireLock with `space`
 election), the term of office is the token, and to resign is to release it; so a leader is one at a time, in
 order of candidacy, and its writes can be guarded with its term. What is added is the proclamation: a value that only
-the leader sets, first with its candidacy, and that observers see change by change in the events.
+the leader sets, first with its candidacy; the events tell observers when to read it.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ class Office(Struct, frozen=True):
 def proclaim(work: Work, command: Proclaim) -> Outcome:
     """`result`: term."""
     name = command.name
-    if wrong := limits.data(command.value, "value"):
+    if wrong := limits.data(command.value, "value", limits.METADATA_BYTES):
         return invalid(name, wrong)
     ask = lease(work, ELECTION, name, command.lease, command.token)
     lock = None if ask is None else LOCKS.get(work, ELECTION, name)
@@ -43,7 +43,7 @@ def proclaim(work: Work, command: Proclaim) -> Outcome:
     number = work.number()
     work.put(ASKS, ELECTION, name, command.lease, value=replace(ask, metadata=command.value))
     work.put(LOCKS, ELECTION, name, value=replace(lock, revision=number))
-    work.tell(ELECTION, name, "proclaimed", number, owner=ask.owner, token=ask.token, value=command.value)
+    work.tell(ELECTION, name, "proclaimed", number, lease=command.lease, owner=ask.owner, token=ask.token)
     return Outcome(Status.DONE, name, result={"term": ask.token})
 
 

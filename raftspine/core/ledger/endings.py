@@ -4,7 +4,7 @@ The rule: a table says which family gives back which kind of holding; a further 
 session's row goes first, so that nothing that is passed on during its end can come back to it.
 """
 
-from raftspine.core.ledger import limits, lock_queue, sessions
+from raftspine.core.ledger import limits, lock_queue, sessions, task_rows, tasks
 from raftspine.core.ledger.lock_commands import CloseSession, ExpireSession
 from raftspine.core.ledger.outcomes import Outcome, Status
 from raftspine.core.ledger.sessions import SESSIONS, Release
@@ -12,6 +12,7 @@ from raftspine.core.ledger.work import Work
 
 ENDINGS: dict[str, Release] = {
     lock_queue.KIND: lock_queue.release_held,
+    task_rows.KIND: tasks.release_held,
 }
 
 

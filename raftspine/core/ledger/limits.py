@@ -18,13 +18,26 @@ TTL_MS = (2_000, 86_400_000)
 DELAY_MS = 86_400_000
 PRIORITIES = (-100, 100)
 DATA_BYTES = 64 * 1024
-"""A payload, result, proclaimed value or metadata, encoded."""
+"""A payload or result, encoded."""
+METADATA_BYTES = 4096
+"""What a session, lease or candidate says of itself, and what a leader proclaims."""
+DEPTH = 128
+"""Containers in containers. Deeper ones are refused before they are encoded: how deep an encoder can go depends on
+the stack below it, which differs between replicas."""
 REASON_BYTES = 1024
 HELD_PER_SESSION = 1024
 """What one session may hold and wait for: its end gives all of it back in one log entry."""
 NAMES_AT_ONCE = 64
 """Locks in one acquire_all, operations in one transaction or completion."""
 CLAIMS_AT_ONCE = 64
+CLAIMED_BYTES = 1 << 20
+"""Payloads in one claim's answer, roughly: the answer is remembered with the request."""
+THEN_BYTES = 256 * 1024
+TASKS_PER_QUEUE = 1_000_000
+"""Unfinished ones."""
+ATTEMPTS = 1_000_000
+NOT_BEFORE_MS = 366 * 86_400_000
+"""How far ahead a task may be put off."""
 PERMITS = 1_000_000
 NUMBER = 1 << 53
 """Above every token, time and count; what a JSON client can hold exactly."""
@@ -57,7 +70,34 @@ def between(value: int, low: int, high: int, what: str) -> str | None:
 
 
 def data(value: Any, what: str, most: int = DATA_BYTES) -> str | None:
-    return f"{what} is longer than {most} bytes" if len(_encode(value)) > most else None
+    if _is_deep(value):
+        return f"{what} is nested more than {DEPTH} deep"
+    return f"{what} is longer than {most} bytes" if size(value) > most else None
+
+
+def _is_deep(value: Any) -> bool:
+    """Level by level, without recursion."""
+    level = [value]
+    for _ in range(DEPTH + 1):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item.values()
+            elif isinstance(item, list | tuple):
+                below += item
+        if not below:
+            return False
+        level = below
+    return True
+
+
+def size(value: Any) -> int:
+    """Bytes of a value, encoded."""
+    return len(_encode(value))
+
+
+def reason(text: str) -> str | None:
+    return f"reason is longer than {REASON_BYTES} bytes" if len(text.encode()) > REASON_BYTES else None
 
 
 def first(*reasons: str | None) -> str | None:

@@ -168,8 +168,7 @@ def grant(work: Work, space: str, name: str, lock: Lock, lease: str, ask: Ask) -
         revision=token,
     )
     change = "elected" if space == ELECTION else "granted"
-    value = ask.metadata if space == ELECTION else None
-    work.tell(space, name, change, token, lease=lease, owner=ask.owner, token=token, mode=ask.mode, value=value)
+    work.tell(space, name, change, token, lease=lease, owner=ask.owner, token=token, mode=ask.mode)
     return lock
 
 

@@ -96,7 +96,7 @@ def _wrong(command: AcquireLock) -> str | None:
         limits.between(command.permits, 0, limits.PERMITS, "permits"),
         limits.between(command.weight, 1, limits.PERMITS, "weight"),
         limits.ttl(command.ticket_ttl_ms) if command.ticket_ttl_ms else None,
-        limits.data(command.metadata, "metadata"),
+        limits.data(command.metadata, "metadata", limits.METADATA_BYTES),
     )
 
 
@@ -296,7 +296,7 @@ def break_lock(work: Work, command: BreakLock) -> Outcome:
         limits.name(name),
         None if space in SPACES else "no such space",
         None if command.reason.strip() else "a reason is required",
-        "reason is too long" if len(command.reason.encode()) > limits.REASON_BYTES else None,
+        limits.reason(command.reason),
     )
     if wrong:
         return invalid(name, wrong)

@@ -13,11 +13,15 @@ from raftspine.core.ledger import (
     elections,
     endings,
     fence,
+    gates,
     lock_commands,
     locks,
     memories,
     requests,
     sessions,
+    task_commands,
+    tasks,
+    txn,
     wake,
 )
 from raftspine.core.ledger.commands import Command, Malformed
@@ -44,6 +48,17 @@ FAMILIES: dict[type, Decide] = {
     lock_commands.Proclaim: family(elections.proclaim),
     lock_commands.RaiseFence: family(fence.raise_fence),
     lock_commands.Wake: family(wake.wake),
+    task_commands.EnqueueTask: family(tasks.enqueue),
+    task_commands.ClaimTasks: family(tasks.claim),
+    task_commands.ExtendTask: family(tasks.extend),
+    task_commands.CompleteTask: family(tasks.complete),
+    task_commands.FailTask: family(tasks.fail),
+    task_commands.RequeueTask: family(tasks.requeue),
+    task_commands.RemoveTask: family(tasks.remove),
+    task_commands.PutGate: family(gates.put),
+    task_commands.PassGate: family(gates.pass_through),
+    task_commands.DeleteGate: family(gates.delete),
+    task_commands.Txn: family(txn.apply),
 }
 
 

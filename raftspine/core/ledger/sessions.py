@@ -158,7 +158,7 @@ def open(work: Work, command: OpenSession) -> Outcome:
         "session begins with ~" if command.id[:1] == OWN else None,
         limits.ttl(command.ttl_ms),
         limits.name(command.owner, "owner") if command.owner else None,
-        limits.data(command.metadata, "metadata", 4096),
+        limits.data(command.metadata, "metadata", limits.METADATA_BYTES),
     )
     if wrong:
         return invalid(command.id, wrong)
