@@ -335,6 +335,18 @@ def test_acquire_all_takes_all_or_none(log: LedgerLog) -> None:
     assert holders(log, "a") == [] and holders(log, "c") == []
 
 
+def test_acquire_all_does_not_take_some_because_it_waits_for_another(log: LedgerLog) -> None:
+    log.do(OpenSession("s", TTL))
+    log.do(acquire("x", "b"))
+    log.do(queued("mine", "b", session="s"))
+    assert log.do(AcquireAll(("a", "b", "c"), "all", session="s")).status is Status.LOCK_HELD
+    assert log.effects == [] and holders(log, "a") == []
+    log.do(acquire("r", "d", session="s", mode="shared"))
+    assert log.do(AcquireAll(("a", "d"), "all", session="s")).status is Status.DEADLOCK
+    assert log.do(AcquireAll(("a", "d"), "all", session="gone")).status is Status.SESSION_GONE
+    assert log.effects == []
+
+
 def test_the_request_that_would_close_a_circle_is_refused(log: LedgerLog) -> None:
     for session in "xyz":
         log.do(OpenSession(session, TTL))

@@ -33,7 +33,7 @@ from raftspine.core.ledger.lock_commands import (
     ReleaseLock,
 )
 from raftspine.core.ledger.lock_queue import ASKS, EXCLUSIVE, KIND, LOCKS, MODES, SEMAPHORE, Ask, Lock
-from raftspine.core.ledger.outcomes import Outcome, Status
+from raftspine.core.ledger.outcomes import REFUSALS, Outcome, Status
 from raftspine.core.ledger.state import LedgerView
 from raftspine.core.ledger.tables import Table, pack, unpack
 from raftspine.core.ledger.work import Work, invalid
@@ -223,8 +223,9 @@ def acquire_all(work: Work, command: AcquireAll) -> Outcome:
     outcome = Outcome(Status.INVALID)
     for name in names:
         outcome = acquire(work, _one(command, name))
-        if outcome.status is not Status.GRANTED:
+        if outcome.status in REFUSALS:
             return outcome
+        assert outcome.status is Status.GRANTED, "what can be had now is granted, or refused for another reason"
         tokens[name] = outcome.result["token"]
     result = {key: outcome.result[key] for key in ("lease", "session", "ttl_ms")}
     return Outcome(Status.GRANTED, command.lease, result={**result, "tokens": tokens})
@@ -246,12 +247,20 @@ def _one(command: AcquireAll, name: str) -> AcquireLock:
 def _not_all(work: Work, command: AcquireAll, names: tuple[str, ...]) -> Outcome | None:
     """Why not all of the locks can be had now; looks at the state before anything of this command is in it."""
     session = sessions.named(command.session, command.lease)
+    if command.session and sessions.read(work, session) is None:
+        return Outcome(Status.SESSION_GONE, session, reason="there is no such session")
     held: Outcome | None = None
     for name in names:
-        if sessions.HELD.get(work, session, KIND, LOCK, name) is not None:
-            continue
         lock = LOCKS.get(work, LOCK, name) or Lock()
-        if not lock.waiting and lock_queue.can_take(lock, EXCLUSIVE, 1, work.time_ms):
+        row = sessions.HELD.get(work, session, KIND, LOCK, name)
+        mine = None if row is None else ASKS.get(work, LOCK, name, row.ref)
+        if mine is not None and mine.mode != EXCLUSIVE:
+            return Outcome(
+                Status.DEADLOCK, name, reason=f"the session has this lock as {mine.mode}: give it back first"
+            )
+        if mine is not None and mine.token:
+            continue
+        if mine is None and not lock.waiting and lock_queue.can_take(lock, EXCLUSIVE, 1, work.time_ms):
             continue
         if command.wait and would_wait_for_itself(work, session, LOCK, name, None):
             return Outcome(Status.DEADLOCK, name, reason="the session holds what the lock's holder waits for")
