@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from raftspine.core.ledger import due, elections, fence, lock_queue, locks, sessions
+from raftspine.core.ledger import audit, due, elections, fence, lock_queue, locks, sessions
 from raftspine.core.ledger.commands import Guard, PutMemory
 from raftspine.core.ledger.lock_commands import (
     ELECTION,
@@ -315,8 +315,9 @@ def test_break_needs_a_reason_and_is_written_down(log: LedgerLog) -> None:
     broken = log.do(BreakLock("deploy", "host burnt down", agent="root"))
     assert broken.result["broken"] == [{"lease": "a", "owner": "ann", "token": first.result["token"]}]
     assert holders(log) == ["b"]
-    ((_, entry),) = locks.audit(log.store, 0, 10)
-    assert (entry.agent, entry.reason, entry.owner, entry.at_ms) == ("root", "host burnt down", "ann", log.time_ms)
+    (entry,) = audit.read(log.store, LOCK, "deploy", 0, 10)
+    assert (entry.actor, entry.action, entry.subject, entry.time_ms) == ("root", "break", "ann", log.time_ms)
+    assert entry.details["reason"] == "host burnt down"
     assert locks.check(log.store, LOCK, "deploy", first.result["token"]) is None
 
 

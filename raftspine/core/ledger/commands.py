@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias, get_args
 
 import msgspec
 
+from raftspine.core.ledger import gate_commands as gates
 from raftspine.core.ledger import lock_commands as locks
 from raftspine.core.ledger import task_commands as tasks
 from raftspine.core.ledger.memory_commands import (
@@ -67,7 +68,21 @@ TaskCommand: TypeAlias = (
     | tasks.RequeueTask
     | tasks.RemoveTask
 )
-GateCommand: TypeAlias = tasks.PutGate | tasks.PassGate | tasks.DeleteGate
+GateCommand: TypeAlias = (
+    tasks.PutGate
+    | tasks.PassGate
+    | tasks.DeleteGate
+    | gates.RequestGate
+    | gates.ApproveRequest
+    | gates.EndRequest
+    | gates.ReportCheck
+    | gates.LiftHold
+    | gates.AdmitRequest
+    | gates.CompleteRequest
+    | gates.OverrideRequest
+    | gates.PutFreeze
+    | gates.LiftFreeze
+)
 Command: TypeAlias = FirstFormat | SessionCommand | LockCommand | TaskCommand | GateCommand | tasks.Txn | locks.Wake
 
 

@@ -1,15 +1,19 @@
-"""Simple gates: open or closed, for so many uses, until then.
+"""Gates: open or closed, for so many uses, until then; or with a policy that says who goes through when.
 
 The rule: a passage is decided in the log, by the entry's time and in one order with everything else, and consumes
 a use in the same step; so a gate of one use lets one through, however many ask at once and however often they
 repeat themselves. Whatever is not plainly open is closed: a gate that nobody set, one whose time has passed, one
 without uses. Its fencing token tells whoever is passed apart from those before.
+
+A gate with a policy is passed by requests (gate_requests.py) and never plainly: what its conditions ask for would be
+worth nothing if there were a way round them. Setting a gate is an act of its audit chain, and so is each passage.
 """
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from raftspine.core.ledger import due, limits
+from raftspine.core.ledger import audit, due, freezes, gate_policy, limits
+from raftspine.core.ledger.gate_policy import Policy
 from raftspine.core.ledger.outcomes import Outcome, Status
 from raftspine.core.ledger.state import LedgerView
 from raftspine.core.ledger.tables import Table, unpack
@@ -22,7 +26,7 @@ KIND = "gate"
 
 class Gate(Struct, frozen=True, array_like=True):
     """uses: what is left (None: no limit). expires_at_ms: closed from then on (0: never). passes: how many went
-    through since it was made. reason: why it was last set."""
+    through since it was made. reason: why it was last set. policy: None for a simple gate."""
 
     state: str
     uses: int | None = None
@@ -32,6 +36,7 @@ class Gate(Struct, frozen=True, array_like=True):
     reason: str = ""
     passes: int = 0
     revision: int = 0
+    policy: Policy | None = None
 
 
 GATES = Table("gate", Gate)
@@ -47,6 +52,10 @@ def put(work: Work, command: PutGate) -> Outcome:
         limits.between(expires_at_ms, 0, limits.NUMBER, "expires_at_ms"),
         "expires_at_ms has passed" if 0 < expires_at_ms <= work.time_ms else None,
         limits.reason(command.reason),
+        None if command.policy is None else gate_policy.wrong(command.policy),
+        "uses count passages, and a gate with a policy is passed by requests"
+        if command.policy and command.uses is not None
+        else None,
     )
     if wrong:
         return invalid(name, wrong)
@@ -60,6 +69,7 @@ def put(work: Work, command: PutGate) -> Outcome:
         command.reason,
         0 if old is None else old.passes,
         work.number(),
+        command.policy,
     )
     if old is not None:
         _forget_expiry(work, name, old)
@@ -67,6 +77,8 @@ def put(work: Work, command: PutGate) -> Outcome:
         due.note(work, expires_at_ms, KIND, "", name, gate.revision)
     work.put(GATES, name, value=gate)
     told = {"state": gate.state, "uses": gate.uses, "expires_at_ms": expires_at_ms}
+    policy = None if command.policy is None else gate_policy.spelled(command.policy)
+    audit.append(work, KIND, name, "set", details={"policy": policy, "reason": command.reason, **told})
     work.tell(KIND, name, "opened" if gate.state == OPEN else "closed", gate.revision, agent=work.agent, **told)
     return Outcome(Status.DONE, name, created=old is None, result={**told, "revision": gate.revision})
 
@@ -77,12 +89,13 @@ def pass_through(work: Work, command: PassGate) -> Outcome:
     if wrong := limits.first(limits.name(name), limits.id(command.pass_id, "pass_id")):
         return invalid(name, wrong)
     gate = GATES.get(work, name)
-    why = closed_because(gate, work.time_ms)
+    why = closed_because(gate, work.time_ms) or _asks_for_requests(gate) or _frozen(work, name)
     if gate is None or why is not None:
         return Outcome(Status.GATE_CLOSED, name, reason=why or "")
     token = work.number()
     left = None if gate.uses is None else gate.uses - 1
     work.put(GATES, name, value=replace(gate, uses=left, passes=gate.passes + 1, revision=token))
+    audit.append(work, KIND, name, "pass", command.pass_id, token=token, uses_left=left)
     work.tell(KIND, name, "passed", token, agent=work.agent, pass_id=command.pass_id, token=token, uses_left=left)
     return Outcome(Status.DONE, name, result={"pass_id": command.pass_id, "token": token, "uses_left": left})
 
@@ -93,6 +106,7 @@ def delete(work: Work, command: DeleteGate) -> Outcome:
         return Outcome(Status.ABSENT, command.name, reason="there is no such gate")
     _forget_expiry(work, command.name, gate)
     work.remove(GATES, command.name)
+    audit.append(work, KIND, command.name, "delete")
     work.tell(KIND, command.name, "deleted", work.number(), agent=work.agent)
     return Outcome(Status.DELETED, command.name)
 
@@ -108,6 +122,15 @@ def closed_because(gate: Gate | None, time_ms: int) -> str | None:
     return "no uses are left" if gate.uses == 0 else None
 
 
+def _asks_for_requests(gate: Gate | None) -> str | None:
+    return None if gate is None or gate.policy is None else "the gate has a policy: request, then admit"
+
+
+def _frozen(work: Work, name: str) -> str | None:
+    found = freezes.in_force(work, name, work.time_ms)
+    return f"frozen: {found[0][1].reason}" if found else None
+
+
 def expired(work: Work, at_ms: int, place: str, name: str, row: due.Due) -> None:
     """A gate's time has passed: it is closed by rule already; say so in its row and to those who watch."""
     gate = GATES.get(work, name)
@@ -115,6 +138,7 @@ def expired(work: Work, at_ms: int, place: str, name: str, row: due.Due) -> None
         return
     revision = work.number()
     work.put(GATES, name, value=replace(gate, state=CLOSED, expires_at_ms=0, reason="expired", revision=revision))
+    audit.append(work, KIND, name, "expire")
     work.tell(KIND, name, "expired", revision)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from raftspine.core.ledger import limits, lock_queue, sessions
+from raftspine.core.ledger import audit, limits, lock_queue, sessions
 from raftspine.core.ledger.deadlocks import would_wait_for_itself
 from raftspine.core.ledger.lock_commands import (
     ELECTION,
@@ -35,30 +35,12 @@ from raftspine.core.ledger.lock_commands import (
 from raftspine.core.ledger.lock_queue import ASKS, EXCLUSIVE, KIND, LOCKS, MODES, SEMAPHORE, Ask, Lock
 from raftspine.core.ledger.outcomes import REFUSALS, Outcome, Status
 from raftspine.core.ledger.state import LedgerView
-from raftspine.core.ledger.tables import Table, pack, unpack
+from raftspine.core.ledger.tables import pack, unpack
 from raftspine.core.ledger.work import Work, invalid
 
 POSITIONS_COUNTED = 100
 """How far a place is counted for the reply; further back it is None."""
 BROKEN_AT_ONCE = 64
-
-
-class Audit(Struct, frozen=True, array_like=True):
-    """Who did what to what, against whom, and why."""
-
-    at_ms: int
-    agent: str
-    action: str
-    space: str
-    name: str
-    reason: str
-    lease: str = ""
-    owner: str = ""
-    token: int = 0
-
-
-AUDIT = Table("audit", Audit)
-"""By number, in order."""
 
 
 # ── acquire ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -317,8 +299,7 @@ def break_lock(work: Work, command: BreakLock) -> Outcome:
     if not found:
         return _not_current(name)
     for lease, ask in found:
-        entry = Audit(work.time_ms, work.agent, "break", space, name, command.reason, lease, ask.owner, ask.token)
-        work.put(AUDIT, work.number(), value=entry)
+        audit.append(work, space, name, "break", ask.owner, reason=command.reason, lease=lease, token=ask.token)
         lock_queue.drop(work, space, name, lease, ask, "broken", lost=True)
     lock = LOCKS.get(work, space, name)
     broken = [{"lease": lease, "owner": ask.owner, "token": ask.token} for lease, ask in found]
@@ -378,11 +359,6 @@ def page(view: LedgerView, space: str, prefix: str, after: str, limit: int) -> l
     start = b"" if not after else pack(space) + after.encode() + b"\1"
     rows = LOCKS.page(view, pack(space) + prefix.encode(), start=start, limit=limit)
     return [(unpack(key, str, str)[1], row) for key, row in rows]
-
-
-def audit(view: LedgerView, after: int, limit: int) -> list[tuple[int, Audit]]:
-    """What operators did, in order, behind a number."""
-    return [(unpack(key, int)[0], row) for key, row in AUDIT.page(view, b"", start=pack(after + 1), limit=limit)]
 
 
 def _current(view: LedgerView, space: str, name: str, lease: str, token: int) -> Ask | None:

@@ -13,6 +13,9 @@ from raftspine.core.ledger import (
     elections,
     endings,
     fence,
+    freezes,
+    gate_acts,
+    gate_commands,
     gates,
     lock_commands,
     locks,
@@ -59,6 +62,16 @@ FAMILIES: dict[type, Decide] = {
     task_commands.PassGate: family(gates.pass_through),
     task_commands.DeleteGate: family(gates.delete),
     task_commands.Txn: family(txn.apply),
+    gate_commands.RequestGate: family(gate_acts.request),
+    gate_commands.ApproveRequest: family(gate_acts.approve),
+    gate_commands.EndRequest: family(gate_acts.end),
+    gate_commands.ReportCheck: family(gate_acts.report),
+    gate_commands.LiftHold: family(gate_acts.lift_hold),
+    gate_commands.AdmitRequest: family(gate_acts.admit),
+    gate_commands.CompleteRequest: family(gate_acts.complete),
+    gate_commands.OverrideRequest: family(gate_acts.override),
+    gate_commands.PutFreeze: family(freezes.put),
+    gate_commands.LiftFreeze: family(freezes.lift),
 }
 
 

@@ -62,6 +62,10 @@ class Status(StrEnum):
     """Another thing of this name exists."""
     WRONG_STATE = "wrong_state"
     """The thing exists and is in no state for this."""
+    FORBIDDEN = "forbidden"
+    """This person may not do this to this thing. The refusal stands in the audit chain."""
+    WRONG_DIGEST = "wrong_digest"
+    """The thing is about another artifact; as above."""
     OVERTAKEN = "overtaken"
     """A leader's proposal that came too late: the log, or another leader, has heard of the session since."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from raftspine.core.ledger.gate_policy import Policy
 from raftspine.core.ledger.memory_commands import Guard, PutMemory, TxnOp
 from raftspine.model import RingRecord
 
@@ -116,7 +117,7 @@ class RemoveTask(Struct, frozen=True, array_like=True, tag="task-remove"):
 
 
 class PutGate(Struct, frozen=True, array_like=True, tag="gate-put"):
-    """Set a simple gate. uses None: no limit; expires_at_ms 0: never."""
+    """Set a gate. uses None: no limit; expires_at_ms 0: never; policy None: a simple gate."""
 
     name: str
     state: str
@@ -126,6 +127,7 @@ class PutGate(Struct, frozen=True, array_like=True, tag="gate-put"):
     request: bytes = b""
     fingerprint: bytes = b""
     agent: str = ""
+    policy: Policy | None = None
 
 
 class PassGate(Struct, frozen=True, array_like=True, tag="gate-pass"):

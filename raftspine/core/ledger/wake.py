@@ -7,7 +7,7 @@ see whether it still means anything. Proposing one too early or twice does nothi
 
 from collections.abc import Callable
 
-from raftspine.core.ledger import due, gates, lock_queue, task_rows, tasks
+from raftspine.core.ledger import due, gate_steps, gates, lock_queue, task_rows, tasks
 from raftspine.core.ledger.lock_commands import Wake
 from raftspine.core.ledger.outcomes import Outcome, Status
 from raftspine.core.ledger.work import Work
@@ -21,6 +21,7 @@ HANDLERS: dict[str, Handler] = {
     lock_queue.KIND: lock_queue.wake,
     task_rows.KIND: tasks.wake,
     gates.KIND: gates.expired,
+    gate_steps.DUE: gate_steps.come_due,
 }
 
 
