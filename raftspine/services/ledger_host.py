@@ -84,13 +84,22 @@ META_STATE = keys.ledger(META_GROUP, "cluster", "table")
 class LedgerHost:
     """`ports.StateMachine` for all groups of a node, the meta group included.
 
-    One result per command: `(outcome, log index)`. `on_table` hears of each table the meta group decides.
+    One result per command: `(outcome, log index)`. `on_table` hears of each table the meta group decides, `on_rows`
+    of the rows of coordination that an entry has written, once they are staged.
     """
 
-    def __init__(self, engine: Engine, ring: RingSink, *, on_table: Callable[[Table], Any]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        ring: RingSink,
+        *,
+        on_table: Callable[[Table], Any],
+        on_rows: Callable[[GroupId, Sequence[SetRow]], None] | None = None,
+    ) -> None:
         self._engine = engine
         self._ring = ring
         self._on_table = on_table
+        self.on_rows = on_rows
         self._applied: dict[GroupId, Applied] = {}
         self._swept: dict[GroupId, bytes] = {}
 
@@ -126,18 +135,23 @@ class LedgerHost:
         # Leaders stamp entries with their own clocks; the machine's time must not run backwards between them.
         after = Applied(at, max(time_ms, before.time_ms))
         rows: list[Row]
+        written: list[SetRow] = []
         if group == META_GROUP:
             results, rows = self._apply_meta(at.index, commands)
         else:
-            results, rows = self._apply_shard(group, after, commands)
+            results, rows = self._apply_shard(group, after, commands, written)
         rows.append(memories.applied_row(group, at, after.time_ms))
         self._engine.stage(rows)
         self._applied[group] = after
         if group == META_GROUP and results:
             self._on_table(results[-1][0].table)
+        if written and self.on_rows is not None:
+            self.on_rows(group, written)
         return results
 
-    def _apply_shard(self, group: GroupId, after: Applied, entry: Sequence[bytes]) -> tuple[list[Any], list[Row]]:
+    def _apply_shard(
+        self, group: GroupId, after: Applied, entry: Sequence[bytes], written: list[SetRow]
+    ) -> tuple[list[Any], list[Row]]:
         decoded = [commands.decode(command) for command in entry]
         batch = _Batch(self._engine, self._ring, group)
         results: list[tuple[Outcome, int]] = []
@@ -146,6 +160,7 @@ class LedgerHost:
             outcome, effects = machine.apply(batch, command, Place(index, sub, after.at.term), group, after.time_ms)
             batch.store(effects)
             results.append((outcome, index))
+        written += batch.written
         return results, batch.changed
 
     def _apply_meta(self, index: int, entry: Sequence[bytes]) -> tuple[list[Any], list[Row]]:
@@ -252,6 +267,7 @@ class _Batch(Overlay):
         self._sink = ring
         self._group = group
         self.changed: list[Row] = []
+        self.written: list[SetRow] = []
 
     def store(self, effects: Sequence[Effect]) -> None:
         """Take up a command's effects, in order, and turn them into rows."""
@@ -263,6 +279,7 @@ class _Batch(Overlay):
                     self._sink.shadow(self._group, effect.new)
             elif isinstance(effect, SetRow):
                 self.changed.append((keys.ledger_table(self._group, effect.table) + effect.key, effect.value))
+                self.written.append(effect)
             elif isinstance(effect, SetRequest):
                 row = encode_request(effect.row)
                 self.changed.append(memories.strong_request_row(self._group, effect.digest, row))
