@@ -25,6 +25,7 @@ from raftspine.cluster.raft_host import RaftHost, RaftTiming
 from raftspine.cluster.rpc import Rpcs
 from raftspine.cluster.tls import tls_from_files
 from raftspine.config import Config, Security, guard_bind, load_api_keys
+from raftspine.config.apikeys import ApiKey
 from raftspine.core.hlc import Hlc
 from raftspine.core.placement import build_table
 from raftspine.core.routing import Router
@@ -34,6 +35,7 @@ from raftspine.model import META_GROUP, NodeId, Table
 from raftspine.ports import Clock, Directory, Entropy, Transport, Tree
 from raftspine.services.bootstrap import ClusterBootstrap, check_votes, serve_table
 from raftspine.services.catchup import Catchup
+from raftspine.services.coordination.service import Coordination
 from raftspine.services.counts import Counts
 from raftspine.services.deadlines import Bell
 from raftspine.services.fanout import Fanout
@@ -173,6 +175,18 @@ class Node:
         )
         raft.on_leader_change(strong.leader_changed)
         raft.on_leader_change(self._news.ring)
+        self.coordination = coordination = Coordination(
+            node,
+            strong=strong,
+            log=raft,
+            host=self._ledger,
+            topology=topology,
+            rpc=rpc,
+            engine=engine,
+            clock=clock,
+            entropy=world.entropy,
+        )
+        raft.on_leader_change(coordination.leader_changed)
         rpc.on_link(self._news.ring)
 
         # both
@@ -239,6 +253,7 @@ class Node:
         if self.id in self._plan.meta:
             self.raft.add_group(META_GROUP, self._plan.meta)
         self.raft.start()
+        self.coordination.start()
         self._spawn(self._catchup.run())
         self._spawn(self._find_table())
         self._spawn(self._sweep())
@@ -246,6 +261,7 @@ class Node:
 
     async def stop(self) -> None:
         """The start backwards: hand leadership over, end the workers, then close what they used."""
+        self.coordination.stop()
         await self.raft.step_down_all()
         for task in self._tasks:
             task.cancel()
@@ -258,6 +274,7 @@ class Node:
     def kill(self) -> None:
         """End at once, as a killed process does: nothing is handed over, flushed or closed. For the simulator."""
         self.raft.kill()
+        self.coordination.stop()
         for task in self._tasks:
             task.cancel()
 
@@ -384,6 +401,7 @@ async def serve(config: Config, node: NodeId) -> None:
                 clock=world.clock,
                 entropy=world.entropy,
                 telemetry=running.telemetry,
+                coordination=running.coordination,
             )
         )
         await http.start(member.host, member.port)
@@ -393,6 +411,7 @@ async def serve(config: Config, node: NodeId) -> None:
         log.info("serving", node=node, http=f"{member.host}:{member.port}", peers=member.peer_port)
         await stop.wait()
         log.info("stopping", node=node)
+        running.coordination.drain()
         await http.stop()
         await running.stop()
 
@@ -411,8 +430,8 @@ def settle_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def _keys(config: Config) -> dict[str, str]:
+def _keys(config: Config) -> dict[str, ApiKey]:
     """API keys by digest, as the front door wants them."""
     if config.security.api_keys_file is None:
         return {}
-    return {digest.hex(): key.role for digest, key in load_api_keys(config.security.api_keys_file).items()}
+    return {digest.hex(): key for digest, key in load_api_keys(config.security.api_keys_file).items()}

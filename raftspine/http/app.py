@@ -20,6 +20,7 @@ from raftspine.http.auth import Auth
 from raftspine.http.call import Call, Telemetry
 from raftspine.http.cluster import ClusterHandlers, ClusterView, Requests
 from raftspine.http.connection import Connection
+from raftspine.http.coordination.routes import coordination_routes
 from raftspine.http.dispatch import Bound, Router
 from raftspine.http.intake import ForeignRequest, Request
 from raftspine.http.memories import Memories, MemoryHandlers
@@ -28,6 +29,7 @@ from raftspine.http.problems import foreign
 from raftspine.http.reply import Heads, Reply
 from raftspine.http.routes import table
 from raftspine.ports import Clock, Entropy
+from raftspine.services.coordination.service import Coordination
 
 KEEPALIVE_SECONDS = 75.0
 LINGER_SECONDS = 2.0
@@ -84,7 +86,7 @@ class FrontDoor:
                 call.msgpack = parse.wants_msgpack(accept)
             route, call.params = self._router.find(method, path)
             label = route.path
-            self.auth.admit(headers.get(parse.AUTHORIZATION), route.access)
+            call.key = self.auth.admit(headers.get(parse.AUTHORIZATION), route.access)
             call.query = parse.query(query, route.query) if query else route.no_query
             if route.json is not None:
                 call.body = await self._body(request, call, route)
@@ -137,11 +139,14 @@ def build(
     clock: Clock,
     entropy: Entropy,
     telemetry: Telemetry,
+    coordination: Coordination | None = None,
 ) -> FrontDoor:
-    """Wire the table of routes to the services. Request ids are unique across nodes and boots: a random
-    prefix and a count."""
+    """Wire the table of routes to the services; without `coordination` there are no routes for it. Request ids are
+    unique across nodes and boots: a random prefix and a count."""
     docs: list[bytes] = []
     routes = table(MemoryHandlers(memories, limits), ClusterHandlers(cluster, memories, limits, lambda: docs[0]))
+    if coordination is not None:
+        routes = (*routes, *coordination_routes(coordination, limits))
     docs.append(document(routes, cluster.version))
     bound = [Bound(route, limits.batch_body_bytes if route.large else limits.body_bytes) for route in routes]
     return FrontDoor(

@@ -15,7 +15,7 @@ from msgspec import Struct
 from raftspine.http.auth import Access
 from raftspine.http.bodies import BatchBody, BatchShape
 from raftspine.http.problems import RETRY_AFTER_MS, Problem
-from raftspine.http.routes import COMMON, PROTECTED, Route
+from raftspine.http.route import COMMON, PROTECTED, Route
 from raftspine.model import Model
 
 Json = dict[str, Any]

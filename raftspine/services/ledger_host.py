@@ -85,7 +85,8 @@ class LedgerHost:
     """`ports.StateMachine` for all groups of a node, the meta group included.
 
     One result per command: `(outcome, log index)`. `on_table` hears of each table the meta group decides, `on_rows`
-    of the rows of coordination that an entry has written, once they are staged.
+    of the rows of coordination that an entry has written, once they are staged, `on_install` of a group whose state
+    was replaced.
     """
 
     def __init__(
@@ -95,11 +96,13 @@ class LedgerHost:
         *,
         on_table: Callable[[Table], Any],
         on_rows: Callable[[GroupId, Sequence[SetRow]], None] | None = None,
+        on_install: Callable[[GroupId], None] | None = None,
     ) -> None:
         self._engine = engine
         self._ring = ring
         self._on_table = on_table
         self.on_rows = on_rows
+        self.on_install = on_install
         self._applied: dict[GroupId, Applied] = {}
         self._swept: dict[GroupId, bytes] = {}
 
@@ -198,6 +201,8 @@ class LedgerHost:
             if key[:1] == keys.STRONG and data is not None:
                 self._ring.shadow(group, codec.decode_strong(data))
         self._applied[group] = load_applied(self._engine, group)
+        if self.on_install is not None:
+            self.on_install(group)
         try:
             await self._engine.commit(durable=True)
         except SpineError as error:

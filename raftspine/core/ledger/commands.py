@@ -49,7 +49,9 @@ V1 = 1
 V2 = 2
 
 FirstFormat: TypeAlias = MemoryCommand | VoidRequest
-SessionCommand: TypeAlias = locks.OpenSession | locks.RenewSession | locks.CloseSession | locks.ExpireSession
+SessionCommand: TypeAlias = (
+    locks.OpenSession | locks.RenewSession | locks.SpreadSession | locks.CloseSession | locks.ExpireSession
+)
 LockCommand: TypeAlias = (
     locks.AcquireLock
     | locks.AcquireAll

@@ -41,6 +41,7 @@ FAMILIES: dict[type, Decide] = {
     commands.VoidRequest: requests.void,
     lock_commands.OpenSession: family(sessions.open),
     lock_commands.RenewSession: family(sessions.renew),
+    lock_commands.SpreadSession: family(sessions.spread),
     lock_commands.CloseSession: family(endings.close),
     lock_commands.ExpireSession: family(endings.expire),
     lock_commands.AcquireLock: family(locks.acquire),

@@ -15,7 +15,7 @@ Timers are one heap per group that is led, with lazy deletion: a hundred thousan
 entries and no tasks, and a tick costs what is due.
 """
 
-from asyncio import AbstractEventLoop, Future, TimerHandle
+from asyncio import AbstractEventLoop, Future, TimerHandle, get_running_loop
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any, TypeAlias
@@ -99,7 +99,6 @@ class Keeper:
         log: ReplicatedLog,
         engine: Engine,
         clock: Clock,
-        loop: AbstractEventLoop,
         *,
         on_expired: Callable[[str], None] = lambda kind: None,
     ) -> None:
@@ -107,10 +106,10 @@ class Keeper:
         self._log = log
         self._engine = engine
         self._clock = clock
-        self._loop = loop
         self._on_expired = on_expired
         self._offices: dict[GroupId, _Office] = {}
         self._ticked = clock.monotonic()
+        self._loop: AbstractEventLoop
         self._timer: TimerHandle | None = None
         self._tables: dict[str, Callable[[GroupId, _Office, SetRow], None]] = {
             sessions.SESSIONS.name: self._session_row,
@@ -121,6 +120,8 @@ class Keeper:
     # ── life ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
+        """From the loop that drives this node."""
+        self._loop = get_running_loop()
         self._ticked = self._clock.monotonic()
         self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
 
@@ -164,10 +165,18 @@ class Keeper:
     def _ask_row(self, group: GroupId, office: _Office, row: SetRow) -> None:
         space, name, lease = unpack(row.key, str, str, str)
         ask = None if row.value is None else lock_queue.ASKS.decode(row.value)
+        if ask is not None and ask.token:
+            self._granted(group, office, ask.session)
         if ask is None or ask.token or not ask.ticket_ttl_ms:
             office.timers.pop((space, name, lease), None)
         else:
             office.start((space, name, lease), ask.ticket_ttl_ms / 1000, self._clock.monotonic())
+
+    def _granted(self, group: GroupId, office: _Office, session: str) -> None:
+        """A lease begins with a full TTL, also when its holder had waited for most of one."""
+        row = sessions.read(Stored(self._engine, group), session)
+        if row is not None:
+            office.start((session,), row.ttl_ms / 1000, self._clock.monotonic())
 
     def _due_row(self, group: GroupId, office: _Office, row: SetRow) -> None:
         at_ms = int(unpack(row.key, int)[0])
