@@ -45,6 +45,7 @@ from raftspine.services.listing import Listing
 from raftspine.services.locate import Locator
 from raftspine.services.memories import Memories
 from raftspine.services.overview import Overview
+from raftspine.services.pictures import Pictures
 from raftspine.services.replica import RingReplica
 from raftspine.services.requests import Requests
 from raftspine.services.ring import RingPath
@@ -175,6 +176,7 @@ class Node:
         )
         raft.on_leader_change(strong.leader_changed)
         raft.on_leader_change(self._news.ring)
+        pictures = Pictures(replica, ring, raft, clock)
         self.coordination = coordination = Coordination(
             node,
             strong=strong,
@@ -185,6 +187,7 @@ class Node:
             engine=engine,
             clock=clock,
             entropy=world.entropy,
+            pictures=pictures,
         )
         raft.on_leader_change(coordination.leader_changed)
         rpc.on_link(self._news.ring)
@@ -227,6 +230,7 @@ class Node:
                 timeout_ms=timing.ring_timeout_ms,
             ),
             forwarder=forwarder,
+            pictures=pictures,
             clock=clock,
             entropy=world.entropy,
             strong_timeout_ms=timing.strong_timeout_ms,

@@ -23,10 +23,6 @@ class OpenBody(Struct, forbid_unknown_fields=True, frozen=True):
     metadata: dict[str, Any] = {}
 
 
-class EmptyBody(Struct, forbid_unknown_fields=True, frozen=True):
-    """Nothing needs to be said."""
-
-
 class AcquireBody(Struct, forbid_unknown_fields=True, frozen=True):
     """A lock to take. `permits`: how many a semaphore has; `weight`: how many of them this takes. Without
     `session_id` the lease is its own session, with `ttl_seconds`. `ticket`: of an earlier call that had to wait."""

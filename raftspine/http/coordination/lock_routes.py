@@ -3,6 +3,7 @@
 from raftspine.core.limits import Limits
 from raftspine.http.auth import Access
 from raftspine.http.coordination import lock_bodies as bodies
+from raftspine.http.coordination.common import telling
 from raftspine.http.coordination.locks import ElectionHandlers, FenceHandlers, LockHandlers, SessionHandlers
 from raftspine.http.coordination.making import get, post
 from raftspine.http.route import Route
@@ -57,7 +58,7 @@ def _sessions(on: SessionHandlers) -> tuple[Route, ...]:
         Route(
             method="DELETE",
             path=one,
-            handler=on.close,
+            handler=telling(on.close),
             access=Access.WRITE,
             summary="End a session and give back all it holds",
             replies={200: dict},

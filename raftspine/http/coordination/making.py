@@ -31,7 +31,7 @@ def post(
         access=access,
         summary=summary,
         body=body,
-        replies={status: reply},
+        replies=reply if isinstance(reply, dict) else {status: reply},
         errors=CHANGE,
     )
 

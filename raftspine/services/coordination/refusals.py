@@ -39,9 +39,9 @@ REFUSED: dict[Status, Make] = {
     Status.ABSENT: _missing,
     Status.INVALID: _invalid,
     Status.REQUEST_REUSED: lambda outcome: InvalidRequest(
-        "this Idempotency-Key was used for another request", field="Idempotency-Key"
+        "this Idempotency-Key was used for another request", code="idempotency_key_reused", field="Idempotency-Key"
     ),
-    Status.VOIDED: _conflict("request_void"),
+    Status.VOIDED: _conflict("request_voided"),
     Status.VERSION_CONFLICT: _conflict("version_conflict"),
     Status.LOCK_HELD: _conflict("lock_held"),
     Status.QUEUED: _conflict("lock_held"),

@@ -9,14 +9,19 @@ from collections.abc import Sequence
 from raftspine.core.ledger.state import SetRow
 from raftspine.model import GroupId, NodeId
 from raftspine.ports import Clock, Engine, Entropy, ReplicatedLog, Rpc
+from raftspine.services.coordination.composed import Composed
 from raftspine.services.coordination.door import Door
 from raftspine.services.coordination.fences import Fences
+from raftspine.services.coordination.gates import Gates
 from raftspine.services.coordination.keeper import Keeper
 from raftspine.services.coordination.leader import AtLeader
 from raftspine.services.coordination.locks import Locks
 from raftspine.services.coordination.sessions import Sessions
+from raftspine.services.coordination.tasks import Tasks
+from raftspine.services.coordination.txns import Txns
 from raftspine.services.coordination.waits import Waits
 from raftspine.services.ledger_host import LedgerHost
+from raftspine.services.pictures import Pictures
 from raftspine.services.strong import StrongPath
 from raftspine.services.topology import Topology
 
@@ -36,6 +41,7 @@ class Coordination:
         engine: Engine,
         clock: Clock,
         entropy: Entropy,
+        pictures: Pictures,
     ) -> None:
         self._keeper = keeper = Keeper(node, log, engine, clock)
         self._leader = leader = AtLeader(
@@ -56,6 +62,10 @@ class Coordination:
         self.sessions = Sessions(door)
         self.locks = Locks(door, waits, self.sessions, waited=lambda seconds: None)
         self.fences = Fences(door)
+        composed = Composed(door, pictures, strong, rpc, topology, engine)
+        self.tasks = Tasks(door, waits, self.sessions, composed)
+        self.gates = Gates(door, waits, counted=lambda what: None)
+        self.txns = Txns(door, composed, topology)
         host.on_rows = self._observe
         host.on_install = waits.replaced
 
