@@ -20,6 +20,7 @@ from raftspine.services.coordination.sessions import Sessions
 from raftspine.services.coordination.tasks import Tasks
 from raftspine.services.coordination.txns import Txns
 from raftspine.services.coordination.waits import Waits
+from raftspine.services.coordination.watch import Watch
 from raftspine.services.ledger_host import LedgerHost
 from raftspine.services.pictures import Pictures
 from raftspine.services.strong import StrongPath
@@ -66,8 +67,9 @@ class Coordination:
         self.tasks = Tasks(door, waits, self.sessions, composed)
         self.gates = Gates(door, waits, counted=lambda what: None)
         self.txns = Txns(door, composed, topology)
+        self.watch = Watch(door, rpc, topology, engine, clock)
         host.on_rows = self._observe
-        host.on_install = waits.replaced
+        host.on_install = self._replaced
 
     def start(self) -> None:
         self._keeper.start()
@@ -75,10 +77,12 @@ class Coordination:
     def stop(self) -> None:
         """Propose nothing any more."""
         self._keeper.stop()
+        self.watch.stop()
 
     def drain(self) -> None:
         """The node is about to stop: who waits is answered now."""
         self._waits.drain()
+        self.watch.drain()
 
     def leader_changed(self, group: GroupId, leader: NodeId | None) -> None:
         """To be called by whoever learns of a new leader."""
@@ -88,3 +92,8 @@ class Coordination:
     def _observe(self, group: GroupId, rows: Sequence[SetRow]) -> None:
         self._keeper.observe(group, rows)
         self._waits.observe(group, rows)
+        self.watch.observe(group, rows)
+
+    def _replaced(self, group: GroupId) -> None:
+        self._waits.replaced(group)
+        self.watch.replaced(group)
