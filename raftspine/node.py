@@ -188,6 +188,7 @@ class Node:
             clock=clock,
             entropy=world.entropy,
             pictures=pictures,
+            waited=self.telemetry.lock_wait_seconds.observe,
         )
         raft.on_leader_change(coordination.leader_changed)
         rpc.on_link(self._news.ring)
@@ -248,6 +249,7 @@ class Node:
             engine=engine,
             hlc=hlc,
             telemetry=self.telemetry,
+            coordination=coordination,
             link_counters=world.link_counters,
         )
         topology.on_change(self._take_up)

@@ -8,7 +8,7 @@ has not is empty as far as it knows, and would be sent requests that it can only
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from raftspine.core.hlc import Hlc
 from raftspine.model import META_GROUP, GroupId, NodeId, Table
@@ -19,6 +19,13 @@ from raftspine.services.fanout import Fanout
 from raftspine.services.replica import RingReplica
 from raftspine.services.telemetry import Telemetry
 from raftspine.services.topology import Topology
+
+
+class Coordinated(Protocol):
+    """What coordination counts (coordination/service.py): text and value by name."""
+
+    def gauges(self) -> dict[str, tuple[str, float]]: ...
+    def counters(self) -> dict[str, tuple[str, float]]: ...
 
 
 class Overview:
@@ -39,6 +46,7 @@ class Overview:
         engine: Engine,
         hlc: Hlc,
         telemetry: Telemetry,
+        coordination: Coordinated,
         link_counters: Callable[[], Mapping[str, int]],
     ) -> None:
         self.node = node
@@ -54,6 +62,7 @@ class Overview:
         self._engine = engine
         self._hlc = hlc
         self._telemetry = telemetry
+        self._coordination = coordination
         self._link_counters = link_counters
         telemetry.watch(self)
 
@@ -133,6 +142,10 @@ class Overview:
             "conflicts_total": self._replica.conflicts_total,
             "store_used_ratio": round(self._engine.used_ratio(), 4),
             "partition_skew_ratio": self.partition_skew(),
+            "coordination": {
+                name.removeprefix("spine_"): value
+                for name, (_, value) in {**self._coordination.gauges(), **self._coordination.counters()}.items()
+            },
         }
 
     def metrics(self) -> bytes:
@@ -170,6 +183,7 @@ class Overview:
             "spine_hlc_drift_ms": ("How far the hybrid clock runs ahead of the wall clock.", self._hlc.drift_ms),
             "spine_ring_inflight": ("Ring writes waiting for their quorum.", self._fanout.inflight),
             "spine_topology_epoch": ("Epoch of the table in force.", self._topology.epoch),
+            **self._coordination.gauges(),
         }
 
     def counters(self) -> dict[str, tuple[str, float]]:
@@ -178,6 +192,7 @@ class Overview:
             "spine_catchup_dots": ("Ring writes fetched from peers after being missed.", self._catchup.pulled_total),
             "spine_full_syncs": ("Shard groups taken whole from a peer.", self._catchup.full_syncs_total),
             "spine_push_refused": ("Ring writes refused by this replica.", self._catchup.refused_total),
+            **self._coordination.counters(),
             **{
                 f"spine_link_{name}": (f"Links to peers: {name.replace('_', ' ')}.", value)
                 for name, value in self._link_counters().items()

@@ -365,3 +365,25 @@ def test_a_leader_that_was_cut_off_expires_nobody() -> None:
         assert (await take(site, "x", "thief", via=leader)).code == "lock_held"
 
     play(story)
+
+
+def test_what_is_held_and_waited_for_is_counted() -> None:
+    async def story(site: Site) -> None:
+        held = await take(site, "x", ttl_seconds=2)
+        waiting = site.background(take(site, "x", "two", wait_seconds=30))
+        await site.post("/v1/tasks/q", {"payload": 1})
+        await asyncio.sleep(0.5)
+
+        def total(name: str) -> float:
+            return sum(site.node(id).coordination.gauges()[name][1] for id in site.alive())
+
+        assert (total("spine_locks_held"), total("spine_lock_waiters"), total("spine_tasks_ready")) == (1, 1, 1)
+        assert (total("spine_sessions"), total("spine_waiting_requests")) == (2, 1)
+        assert (await waiting).json["fencing_token"] > held.json["fencing_token"]
+        assert sum(site.node(id).coordination.counters()["spine_session_expirations"][1] for id in "abc") == 1
+        metrics = (await site.get("/metrics")).body.decode()
+        assert "spine_session_expirations_total" in metrics and "spine_lock_wait_seconds_count 1.0" in metrics
+        assert "spine_watchers 0.0" in metrics
+        assert (await site.get("/v1/stats")).json["coordination"]["watchers"] == 0
+
+    play(story)

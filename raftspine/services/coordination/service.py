@@ -4,7 +4,7 @@ The rule: what applied rows wake, what leadership starts and what a stopping nod
 so that none of them can be forgotten.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from raftspine.core.ledger.state import SetRow
 from raftspine.model import GroupId, NodeId
@@ -12,6 +12,7 @@ from raftspine.ports import Clock, Engine, Entropy, ReplicatedLog, Rpc
 from raftspine.services.coordination.composed import Composed
 from raftspine.services.coordination.door import Door
 from raftspine.services.coordination.fences import Fences
+from raftspine.services.coordination.figures import Figure, Figures
 from raftspine.services.coordination.gates import Gates
 from raftspine.services.coordination.keeper import Keeper
 from raftspine.services.coordination.leader import AtLeader
@@ -28,7 +29,7 @@ from raftspine.services.topology import Topology
 
 
 class Coordination:
-    """Everything coordination offers to a front end."""
+    """Everything coordination offers to a front end. `waited`: called with the seconds each lock was waited for."""
 
     def __init__(
         self,
@@ -43,8 +44,10 @@ class Coordination:
         clock: Clock,
         entropy: Entropy,
         pictures: Pictures,
+        waited: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        self._keeper = keeper = Keeper(node, log, engine, clock)
+        self._figures = figures = Figures(node, log, engine, clock)
+        self._keeper = keeper = Keeper(node, log, engine, clock, on_expired=figures.count)
         self._leader = leader = AtLeader(
             node, log, rpc, topology, clock, news=strong.news, timeout_ms=strong.timeout_ms
         )
@@ -61,11 +64,11 @@ class Coordination:
         )
         self._waits = waits = Waits(door, log, rpc, topology, clock)
         self.sessions = Sessions(door)
-        self.locks = Locks(door, waits, self.sessions, waited=lambda seconds: None)
+        self.locks = Locks(door, waits, self.sessions, waited=waited)
         self.fences = Fences(door)
         composed = Composed(door, pictures, strong, rpc, topology, engine)
         self.tasks = Tasks(door, waits, self.sessions, composed)
-        self.gates = Gates(door, waits, counted=lambda what: None)
+        self.gates = Gates(door, waits, counted=figures.count)
         self.txns = Txns(door, composed, topology)
         self.watch = Watch(door, rpc, topology, engine, clock)
         host.on_rows = self._observe
@@ -88,6 +91,13 @@ class Coordination:
         """To be called by whoever learns of a new leader."""
         self._leader.leader_changed(group, leader)
         self._keeper.leader_changed(group, leader)
+
+    def gauges(self) -> dict[str, Figure]:
+        """For metrics: text and value by name."""
+        return self._figures.gauges(self._keeper, self._waits, self.watch)
+
+    def counters(self) -> dict[str, Figure]:
+        return self._figures.counters()
 
     def _observe(self, group: GroupId, rows: Sequence[SetRow]) -> None:
         self._keeper.observe(group, rows)
