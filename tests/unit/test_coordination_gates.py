@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from raftspine.config.apikeys import ApiKey, KeyRole
 from raftspine.core.ledger import audit
 from raftspine.http.auth import Auth
 from tests.support.coordination_site import Said, Site, play
@@ -256,8 +257,6 @@ def key(text: str) -> str:
 
 
 def test_roles_and_names_come_from_the_keys() -> None:
-    from raftspine.config.apikeys import ApiKey, KeyRole
-
     auth = Auth(
         {
             key("w"): ApiKey("dev", KeyRole.WRITER),
@@ -295,5 +294,7 @@ def test_roles_and_names_come_from_the_keys() -> None:
         assert {("lock", "x"), ("gate", "g"), ("freeze", "")} <= {(one["kind"], one["name"]) for one in chains}
         broken = (await site.get("/v1/audit?kind=lock&name=x", by("r"))).json["entries"]
         assert [(entry["actor"], entry["action"]) for entry in broken] == [("ops", "break")]
+        tried = (await site.get("/v1/audit?kind=access&name=boss", by("r"))).json["entries"]
+        assert [(entry["refused"], entry["subject"]) for entry in tried] == [(True, "/v1/locks/x/break")]
 
     play(story, auth=auth)

@@ -60,6 +60,7 @@ LockCommand: TypeAlias = (
     | locks.ExpireTicket
     | locks.Proclaim
     | locks.RaiseFence
+    | locks.NoteRefusal
 )
 TaskCommand: TypeAlias = (
     tasks.EnqueueTask

@@ -173,6 +173,16 @@ class RaiseFence(Struct, frozen=True, array_like=True, tag="fence-raise"):
     agent: str = ""
 
 
+class NoteRefusal(Struct, frozen=True, array_like=True, tag="refusal-note"):
+    """`agent`'s key was refused an act that needs a better one."""
+
+    action: str
+    subject: str = ""
+    request: bytes = b""
+    fingerprint: bytes = b""
+    agent: str = ""
+
+
 class Wake(Struct, frozen=True, array_like=True, tag="wake"):
     """Do what has come due by the entry's time (`due.py`). Harmless at any moment."""
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from raftspine.core.ledger.state import SetRow
 from raftspine.model import GroupId, NodeId
 from raftspine.ports import Clock, Engine, Entropy, ReplicatedLog, Rpc
+from raftspine.services.coordination.access import Access
 from raftspine.services.coordination.composed import Composed
 from raftspine.services.coordination.door import Door
 from raftspine.services.coordination.fences import Fences
@@ -66,6 +67,7 @@ class Coordination:
         self.sessions = Sessions(door)
         self.locks = Locks(door, waits, self.sessions, waited=waited)
         self.fences = Fences(door)
+        self.access = Access(door)
         composed = Composed(door, pictures, strong, rpc, topology, engine)
         self.tasks = Tasks(door, waits, self.sessions, composed)
         self.gates = Gates(door, waits, counted=figures.count)
