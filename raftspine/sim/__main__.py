@@ -6,7 +6,7 @@ import sys
 
 import structlog
 
-from raftspine.sim.run import Violation, play
+from raftspine.sim.run import LOADS, Violation, play
 
 
 def main() -> int:
@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, one after the other (1)")
     parser.add_argument("--seconds", type=float, default=20.0, help="virtual seconds of load per seed (20)")
     parser.add_argument("--nodes", type=int, default=3, help="nodes of the cluster (3)")
+    parser.add_argument("--load", choices=sorted(LOADS), default="memories", help="what the clients do (memories)")
     parser.add_argument("--verbose", action="store_true", help="show what the nodes log")
     args = parser.parse_args()
     level = logging.DEBUG if args.verbose else logging.CRITICAL
@@ -24,7 +25,7 @@ def main() -> int:
     for seed in range(args.seed, args.seed + args.seeds):
         print(f"seed {seed} …", end=" ", flush=True)  # noqa: T201 - a command's output
         try:
-            print(play(seed, args.seconds, nodes=args.nodes))  # noqa: T201
+            print(play(seed, args.seconds, nodes=args.nodes, load=args.load))  # noqa: T201
         except Violation as violation:
             failed += 1
             print(f"VIOLATION\n{violation}")  # noqa: T201

@@ -12,11 +12,13 @@ cuts in one or both directions, resets. At the end all is healed, and then:
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raftspine import codec
 from raftspine.model import GroupId, RingRecord
 from raftspine.node import Node
+from raftspine.sim import coordination
 from raftspine.sim import loop as virtual
 from raftspine.sim.cluster import SimCluster
 from raftspine.sim.load import Counters, Load, Moving, Report, Sessions, Shared, Stage, Violation
@@ -27,11 +29,18 @@ from raftspine.storage import keys, memories
 __all__ = ["Report", "Violation", "play"]
 
 
-def play(seed: int, seconds: float = 20.0, *, nodes: int = 3) -> Report:
-    """Run one seed. Raises Violation, or whatever a node raised where nobody caught it."""
+LOADS: dict[str, tuple[Callable[[Stage], Load], ...]] = {
+    "memories": (Sessions, Moving, Shared, Counters),
+    "coordination": coordination.LOADS,
+}
+
+
+def play(seed: int, seconds: float = 20.0, *, nodes: int = 3, load: str = "memories") -> Report:
+    """Run one seed under the loads of that name. Raises Violation, or whatever a node raised where nobody caught
+    it."""
 
     async def main(loop: VirtualLoop) -> Report:
-        return await _Run(SimCluster(loop, nodes=nodes, weather=_weather(loop)), seed, seconds).go()
+        return await _Run(SimCluster(loop, nodes=nodes, weather=_weather(loop)), seed, seconds, LOADS[load]).go()
 
     return virtual.run(main, seed=seed)
 
@@ -43,12 +52,14 @@ def _weather(loop: VirtualLoop) -> Weather:
 
 
 class _Run:
-    def __init__(self, cluster: SimCluster, seed: int, seconds: float) -> None:
+    def __init__(
+        self, cluster: SimCluster, seed: int, seconds: float, loads: Sequence[Callable[[Stage], Load]]
+    ) -> None:
         self.cluster = cluster
         self.dice = cluster.dice.fork()
         self.report = Report(seed, seconds)
         self.stage = Stage(cluster, self.dice, self.report)
-        self.loads: list[Load] = [load(self.stage) for load in (Sessions, Moving, Shared, Counters)]
+        self.loads: list[Load] = [load(self.stage) for load in loads]
 
     async def go(self) -> Report:
         cluster = self.cluster
@@ -155,6 +166,8 @@ class _Run:
                 for key in sorted(first.keys() | other.keys()):
                     if _content(first.get(key)) != _content(other.get(key)):
                         return f"{holders[0].id} and {node.id} differ at {key!r}:\n{first.get(key)}\n{other.get(key)}"
+                if _ledger(node, group) != _ledger(holders[0], group):
+                    return f"{holders[0].id} and {node.id} keep different rows of coordination in group {group}"
         return None
 
     def _check_rows(self, node: Node) -> None:
@@ -182,6 +195,11 @@ def _state(node: Node, group: GroupId) -> dict[bytes, Any]:
         for key, data in node.engine.scan(*keys.span(kind, group), limit=100_000):
             rows[key] = decode(data)
     return rows
+
+
+def _ledger(node: Node, group: GroupId) -> list[tuple[bytes, bytes]]:
+    """Counters and the rows of coordination, byte for byte."""
+    return node.engine.scan(*keys.span(keys.LEDGER, group), limit=100_000)
 
 
 def _content(record: Any) -> Any:

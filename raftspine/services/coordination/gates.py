@@ -24,6 +24,7 @@ from raftspine.model import GroupId
 from raftspine.services.coordination.door import Caller, Door, Moment
 from raftspine.services.coordination.refusals import refusal
 from raftspine.services.coordination.waits import Waits
+from raftspine.services.deadlines import LEAST_SECONDS
 
 
 class Gates:
@@ -114,7 +115,7 @@ class Gates:
             if outcome.status is not Status.QUEUED:
                 self._counted("refused")
                 raise refusal(outcome) or queued(outcome)
-            if left <= 0 or self._waits.draining:
+            if left <= LEAST_SECONDS or self._waits.draining:
                 self._counted("refused")
                 raise queued(outcome)
             caller = replace_keys(caller)  # asked again: the first answer is not this one's

@@ -49,14 +49,16 @@ log = structlog.get_logger(__name__)
 
 
 class _Office:
-    """What a leader knows of one group. `timers`: deadline (monotonic seconds) and length of each; `heap` orders
-    them and may hold old deadlines. `proposed`: expiries on their way. `due_ms`: log time of the next row that
+    """What a leader knows of one group. `timers`: deadline (monotonic seconds) and length of each. `heap` orders
+    them; of each key one entry counts, that of the time in `queued`, and it is never later than the deadline.
+    `proposed`: expiries on their way. `due_ms`: log time of the next row that
     comes due."""
 
     def __init__(self, term: int) -> None:
         self.term = term
         self.timers: dict[Key, tuple[float, float]] = {}
         self.heap: list[tuple[float, Key]] = []
+        self.queued: dict[Key, float] = {}
         self.proposed: dict[Key, Future[Any]] = {}
         self.due_ms: int | None = None
         self.waking = False
@@ -64,26 +66,38 @@ class _Office:
         """Sessions up to this id have timers; None: all have."""
 
     def start(self, key: Key, seconds: float, now: float) -> None:
-        known = self.timers.get(key)
-        self.timers[key] = (now + seconds, seconds)
-        if known is None or now + seconds < known[0]:
-            heappush(self.heap, (now + seconds, key))  # else the entry there is comes first, and finds the new end
+        self.look(key, now + seconds, seconds)
+
+    def look(self, key: Key, ends: float, seconds: float) -> None:
+        """Set a timer of this length to end then."""
+        self.timers[key] = (ends, seconds)
+        queued = self.queued.get(key)
+        if queued is None or ends < queued:
+            self._queue(key, ends)  # else the entry there is comes first, and finds the new end
+
+    def _queue(self, key: Key, at: float) -> None:
+        self.queued[key] = at
+        heappush(self.heap, (at, key))
 
     def restart_all(self, now: float) -> None:
         self.timers = {key: (now + seconds, seconds) for key, (_, seconds) in self.timers.items()}
-        self.heap = [(ends, key) for key, (ends, _) in self.timers.items()]
+        self.queued = {key: ends for key, (ends, _) in self.timers.items()}
+        self.heap = [(ends, key) for key, ends in self.queued.items()]
         heapify(self.heap)
 
     def ended(self, now: float, most: int) -> list[Key]:
         """The timers that have run out, at most `most`."""
         found: list[Key] = []
         while self.heap and self.heap[0][0] <= now and len(found) < most:
-            _, key = heappop(self.heap)
+            at, key = heappop(self.heap)
+            if self.queued.get(key) != at:
+                continue
+            del self.queued[key]
             timer = self.timers.get(key)
             if timer is None or key in self.proposed:
                 continue
             if timer[0] > now:
-                heappush(self.heap, (timer[0], key))
+                self._queue(key, timer[0])
             else:
                 found.append(key)
         return found
@@ -251,11 +265,11 @@ class Keeper:
             self._on_expired("session" if len(key) == 1 else "ticket")
             log.info("expired", group=group, what="/".join(key))
         if key in office.timers:
-            # Not expired: overtaken, or not decided. Look again after a while, whichever it was.
-            _, seconds = office.timers[key]
+            # Not expired: overtaken, or not decided. Look again after a while, whichever it was; later, when the log
+            # has heard of the session meanwhile.
+            ends, seconds = office.timers[key]
             pause = seconds if outcome is not None else AGAIN_SECONDS
-            office.timers[key] = (self._clock.monotonic() + pause, seconds)
-            heappush(office.heap, (office.timers[key][0], key))
+            office.look(key, max(ends, self._clock.monotonic() + pause), seconds)
 
     def _wake(self, group: GroupId, office: _Office) -> None:
         office.waking = True

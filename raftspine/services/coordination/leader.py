@@ -8,7 +8,7 @@ answer or there is none (Unavailable), and never a guess.
 """
 
 from asyncio import get_running_loop
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from raftspine.errors import SpineError, Unavailable, Unknown
@@ -57,7 +57,10 @@ class AtLeader:
             group, left_ms, hops, arguments = body
             leader = self._leaders.leader(group)
             if leader == self._node:
-                return await handler(GroupId(group), *arguments)
+                try:
+                    return await self._here(GroupId(group), method, arguments, left_ms / 1000)
+                except Late:
+                    raise _unanswered(group, leader, None) from None
             if leader is None or hops < 1:
                 raise no_leader(group, leader)
             return await self.ask(GroupId(group), method, *arguments, deadline_ms=left_ms, hops=0)
@@ -84,7 +87,7 @@ class AtLeader:
             try:
                 return await self._once(group, asked, spare, method, arguments, left)
             except Late:
-                continue
+                raise _unanswered(group, asked, refused) from None
             except (Unavailable, Unknown) as error:
                 if error.code not in WORTH_RETRYING and not isinstance(error, Unknown):
                     raise
@@ -102,10 +105,14 @@ class AtLeader:
         if asked is None:
             raise no_leader(group)
         if asked == self._node:
-            loop = get_running_loop()
-            return await within(loop.create_task(_run(self._handlers[method](group, *arguments))), left, loop)
+            return await self._here(group, method, arguments, left)
         left_ms = int(left * 1000) + 1
         return await self._rpc.call(asked, method, (group, left_ms, hops, arguments), timeout_ms=left_ms)
+
+    async def _here(self, group: GroupId, method: str, arguments: Sequence[Any], left: float) -> Any:
+        """Answer as the leader; whoever asked does not wait longer than this."""
+        loop = get_running_loop()
+        return await within(loop.create_task(_run(self._handlers[method](group, *arguments))), left, loop)
 
 
 async def _run(work: Awaitable[Any]) -> Any:

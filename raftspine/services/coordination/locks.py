@@ -32,6 +32,7 @@ from raftspine.services.coordination.door import Caller, Door, Moment
 from raftspine.services.coordination.refusals import refusal
 from raftspine.services.coordination.sessions import Sessions, ended, lifetime
 from raftspine.services.coordination.waits import Waits
+from raftspine.services.deadlines import LEAST_SECONDS
 
 TICKET_GRACE_MS = 10_000
 """How long a place is kept beyond the wait that was asked for: time to come back and ask again."""
@@ -126,7 +127,7 @@ class Locks:
             )
             if found is not None:
                 break
-            if clock.monotonic() >= ends or self._waits.draining:
+            if clock.monotonic() >= ends - LEAST_SECONDS or self._waits.draining:
                 self._waited(clock.monotonic() - began)
                 raise await self._refused(group, lease, queued)
             now = clock.wall_ms()
@@ -192,7 +193,7 @@ class Locks:
                 self._waited(clock.monotonic() - began)
                 return leased(outcome.result, started)
             left = ends - clock.monotonic()
-            if outcome.status is not Status.LOCK_HELD or left <= 0 or self._waits.draining:
+            if outcome.status is not Status.LOCK_HELD or left <= LEAST_SECONDS or self._waits.draining:
                 raise await self._refused(group, lease, outcome)
             caller = Caller(caller.agent)  # asked again: the first answer is not this one's
             held = outcome.result["name"]

@@ -27,6 +27,7 @@ from raftspine.services.coordination.door import Caller, Door, Moment
 from raftspine.services.coordination.refusals import refusal
 from raftspine.services.coordination.sessions import Sessions, lifetime
 from raftspine.services.coordination.waits import Waits
+from raftspine.services.deadlines import LEAST_SECONDS
 
 
 class Job(NamedTuple):
@@ -94,7 +95,7 @@ class Tasks:
                 raise refused
             tasks = outcome.result["tasks"]
             left = ends - clock.monotonic()
-            if tasks or left <= 0 or self._waits.draining:
+            if tasks or left <= LEAST_SECONDS or self._waits.draining:
                 return [_told_claim(task, started) for task in tasks]
             caller = Caller(caller.agent)  # asked again: the first answer is not this one's
             await self._waits.until(group, QUEUES.name, pack(queue), "task.ready", queue, seconds=left, index=index)

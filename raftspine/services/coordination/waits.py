@@ -20,7 +20,7 @@ from raftspine.errors import Unavailable, Unknown
 from raftspine.model import GroupId, NodeId
 from raftspine.ports import Clock, ReplicatedLog, Rpc
 from raftspine.services.coordination.door import Door
-from raftspine.services.deadlines import Late, within
+from raftspine.services.deadlines import LEAST_SECONDS, Late, within
 from raftspine.services.topology import Topology
 
 WAIT = "coordination.wait"
@@ -87,7 +87,7 @@ class Waits:
         ends = self._now() + seconds
         while not self.draining:
             left = min(ends - self._now(), ASKED_SECONDS)
-            if left <= 0:
+            if left <= LEAST_SECONDS:
                 return None
             found = await self._there(group, table, key, query, arguments, left, index)
             if found is not None:
