@@ -17,7 +17,8 @@ PROTECTED = (401, 403)
 
 class Route(Struct, frozen=True, kw_only=True):
     """One line of the table. `replies` maps each success status to the Struct of its body, to None for no
-    body, or to a media type's name for text. `large`: the body may have the size of a batch."""
+    body, or to a media type's name for text. `large`: the body may have the size of a batch. `headers`: those of a
+    request that mean something here, besides the ones that follow from the rest."""
 
     method: str
     path: str
@@ -30,3 +31,4 @@ class Route(Struct, frozen=True, kw_only=True):
     large: bool = False
     errors: tuple[int, ...] = ()
     conditional: bool = False
+    headers: tuple[str, ...] = ()

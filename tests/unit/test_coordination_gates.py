@@ -252,6 +252,21 @@ def test_bad_gates() -> None:
     play(story)
 
 
+def test_the_document_shows_every_route_with_its_failures() -> None:
+    async def story(site: Site) -> None:
+        document = (await site.get("/openapi.json")).json
+        acquire = document["paths"]["/v1/locks/{name}/acquire"]["post"]
+        assert {"200", "409", "413", "422", "503", "504"} <= set(acquire["responses"])
+        assert {"$ref": "#/components/parameters/Idempotency-Key"} in acquire["parameters"]
+        assert "410" in document["paths"]["/v1/watch"]["get"]["responses"]
+        for path in ("/v1/gates:freeze", "/v1/txn", "/v1/tasks/{queue}/claim", "/v1/sessions", "/v1/audit"):
+            assert path in document["paths"]
+        planned = document["components"]["schemas"]["PlannedFreeze"]["properties"]
+        assert planned["starts_at"] == {"type": "string"}
+
+    play(story)
+
+
 def key(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 

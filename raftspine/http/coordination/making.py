@@ -31,6 +31,7 @@ def post(
         access=access,
         summary=summary,
         body=body,
+        headers=("X-Agent-Id", "Idempotency-Key"),
         replies=reply if isinstance(reply, dict) else {status: reply},
         errors=CHANGE,
     )
@@ -44,6 +45,7 @@ def get(
     query: type[Struct] = NoQuery,
     *,
     errors: tuple[int, ...] = LOOK,
+    headers: tuple[str, ...] = (),
 ) -> Route:
     return Route(
         method="GET",
@@ -54,4 +56,5 @@ def get(
         query=query,
         replies={200: reply},
         errors=errors,
+        headers=headers,
     )

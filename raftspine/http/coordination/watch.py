@@ -29,6 +29,8 @@ LAST_EVENT_ID = "last-event-id"
 BOOKMARK_SECONDS = 10.0
 BATCH = 128
 REMEMBERED = 4096
+PRIVATE = frozenset({"lease", "session"})
+"""Who knows a lease or a session may end it: that is its holder's business."""
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -137,10 +139,20 @@ def _told(seen: Seen) -> dict[str, Any]:
         "group": seen.group,
         "number": seen.number,
         "index": event.index,
-        "data": shown(event.data),
+        "data": shown({name: value for name, value in event.data.items() if name not in PRIVATE}),
     }
 
 
 def watch_routes(on: Coordination, limits: Limits) -> tuple[Route, ...]:
     summary = "What changes, resumable: server-sent events, or a long poll"
-    return (get("/v1/watch", WatchHandlers(on, limits).watch, summary, Changes, WatchQuery, errors=(410, 503)),)
+    return (
+        get(
+            "/v1/watch",
+            WatchHandlers(on, limits).watch,
+            summary,
+            Changes,
+            WatchQuery,
+            errors=(410, 503),
+            headers=("Last-Event-ID",),
+        ),
+    )

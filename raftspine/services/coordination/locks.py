@@ -355,7 +355,6 @@ def _holder(moment: Moment, ask: lock_queue.Ask) -> dict[str, Any]:
         "permits": ask.weight,
         "since_ms": ask.since_ms,
         "remaining_ms": moment.remaining(ask.session),
-        "session_id": _public(ask.session),
         "metadata": ask.metadata,
     }
 

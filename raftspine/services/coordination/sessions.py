@@ -135,8 +135,8 @@ def _show(moment: Moment, session: str) -> dict[str, Any] | None:
     if row is None:
         return None
     holds = [
-        {"kind": kind, "place": names[0], "name": names[1], "lease_id": held.ref}
-        for kind, names, held in rows.holdings(moment.view, session, SHOWN)
+        {"kind": kind, "place": names[0], "name": names[1]}
+        for kind, names, _ in rows.holdings(moment.view, session, SHOWN)
     ]
     return {
         "owner": row.owner,
