@@ -64,6 +64,11 @@ def decode_table(data: bytes) -> Table:
     return _decode(data, _table, "table")
 
 
+def decode_as(data: bytes, kind: type[T], what: str) -> T:
+    """A record of any other shape, rarely read. Raises Corrupt."""
+    return _decode(data, msgspec.msgpack.Decoder(kind), what)
+
+
 def decode_any(data: bytes) -> Any:
     """Plain data (maps, lists, numbers, text, bytes). Raises Corrupt."""
     return _decode(data, _any, "record")

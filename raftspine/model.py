@@ -18,10 +18,20 @@ from msgspec import Struct
 NodeId = NewType("NodeId", str)
 GroupId = NewType("GroupId", int)
 
+MemberId = NodeId
+"""Who speaks in a Raft group: a node's id while its first Raft journal lasts, and `node~hex8` for each later one
+(docs/decisions/0008-raft-identity.md). A node's id never contains the tilde."""
+
+
 META_GROUP = GroupId(0xFFFF)
 """The Raft group that owns the truth about the cluster; shard groups count from 0 to at most 63."""
 
 MAX_GROUPS = 64
+
+
+def node_of(member: MemberId) -> NodeId:
+    """The node on which a Raft member lives."""
+    return NodeId(member.partition("~")[0])
 
 
 class Model(StrEnum):
@@ -128,6 +138,12 @@ class Member(Struct, frozen=True):
     zone: str = ""
     role: Role = Role.PRIMARY
     weight: float = 1.0
+    raft_id: str = ""
+    """The member as which this node speaks in Raft groups; empty for its id, the one it was founded with."""
+
+    @property
+    def speaks_as(self) -> MemberId:
+        return MemberId(self.raft_id or self.id)
 
 
 class Table(Struct, frozen=True):

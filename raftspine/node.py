@@ -11,17 +11,18 @@ import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 import uvloop
 
 from raftspine._version import __version__
+from raftspine.cluster import raft_history
 from raftspine.cluster.peers import Peers, Tls
-from raftspine.cluster.raft_host import RaftHost, RaftTiming
+from raftspine.cluster.raft_host import RaftHost, RaftLimits, RaftTiming
 from raftspine.cluster.rpc import Rpcs
 from raftspine.cluster.tls import tls_from_files
 from raftspine.config import Config, Security, guard_bind, load_api_keys
@@ -29,28 +30,32 @@ from raftspine.config.apikeys import ApiKey
 from raftspine.core.hlc import Hlc
 from raftspine.core.placement import build_table
 from raftspine.core.routing import Router
+from raftspine.errors import Unavailable
 from raftspine.http.app import HttpServer, build
 from raftspine.http.auth import Auth
-from raftspine.model import META_GROUP, NodeId, Table
-from raftspine.ports import Clock, Directory, Entropy, Transport, Tree
-from raftspine.services.bootstrap import ClusterBootstrap, check_votes, serve_table
+from raftspine.model import META_GROUP, MemberId, NodeId, Table
+from raftspine.ports import Clock, CrashPoint, Directory, Entropy, Transport, Tree, nowhere
+from raftspine.services.bootstrap import ClusterBootstrap, serve_table, spread_table
 from raftspine.services.catchup import Catchup
 from raftspine.services.coordination.service import Coordination
 from raftspine.services.counts import Counts
 from raftspine.services.deadlines import Bell
 from raftspine.services.fanout import Fanout
 from raftspine.services.forward import Forwarder
+from raftspine.services.identity import Identity, open_journal, read_life
 from raftspine.services.ledger_host import LedgerHost
 from raftspine.services.listing import Listing
 from raftspine.services.locate import Locator
 from raftspine.services.memories import Memories
 from raftspine.services.overview import Overview
 from raftspine.services.pictures import Pictures
+from raftspine.services.replacement import Replacement
 from raftspine.services.replica import RingReplica
 from raftspine.services.requests import Requests
 from raftspine.services.ring import RingPath
 from raftspine.services.ring_requests import QuorumRequests
 from raftspine.services.sessions import Sessions
+from raftspine.services.step_aside import StepAside
 from raftspine.services.strong import StrongPath, StrongTiming
 from raftspine.services.telemetry import Telemetry
 from raftspine.services.topology import Topology
@@ -74,6 +79,16 @@ RAFT_SEGMENT_BYTES = 128 << 20
 """Above the journal's own rotation, which restates the groups: the log never rotates without it."""
 
 
+class Sizes(NamedTuple):
+    """Where logs are cut. The simulator's are smaller, so that a short run gets there."""
+
+    raft: RaftLimits = RaftLimits()
+    rotate_bytes: int = 64 << 20
+
+
+SIZES = Sizes()
+
+
 @dataclass(frozen=True)
 class World:
     """What a node stands on. Whoever makes a world closes it, after the node."""
@@ -85,10 +100,14 @@ class World:
     data_log: Directory
     raft_log: Directory
     tree: Tree
+    staging: Directory
+    """Where received snapshots wait until they are whole."""
     open_links: Callable[[], Awaitable[None]]
     link_counters: Callable[[], Mapping[str, int]] = dict
     folder: str = ""
     """Where the files are, for messages to the operator."""
+    passed: CrashPoint = nowhere
+    sizes: Sizes = SIZES
 
 
 class Node:
@@ -122,6 +141,7 @@ class Node:
         for difference in self._bootstrap.open():
             log.warning("the cluster file and the cluster differ", difference=difference)
         serve_table(rpc, topology, config.name)
+        spread_table(rpc, topology, config.name)
 
         # the ring
         hlc = Hlc()
@@ -150,9 +170,22 @@ class Node:
         )
 
         # the log
-        self._ledger = LedgerHost(engine, replica, on_table=topology.adopt)
-        journal = Journal.open(Wal.open(world.raft_log, segment_bytes=RAFT_SEGMENT_BYTES, on_cut=_tell_cut))
-        check_votes(node, topology, journal.groups(), self._ledger.position, raft_folder=f"{world.folder}/raft")
+        self._ledger = LedgerHost(engine, replica, on_table=topology.adopt, passed=world.passed)
+        self.void: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Resolves, with the reason, when this node must be started anew: it has ceased to take part by then."""
+        journal, void = open_journal(world.raft_log, self._open_journal, engine, self._fault)
+        self._identity = identity = Identity(
+            node,
+            config.name,
+            self._plan,
+            journal=journal,
+            engine=engine,
+            topology=topology,
+            entropy=world.entropy,
+            position=self._ledger.position,
+            void=void,
+            on_void=self._cease,
+        )
         self.raft = raft = RaftHost(
             node,
             clock=clock,
@@ -160,11 +193,18 @@ class Node:
             rpc=rpc,
             journal=journal,
             machine=self._ledger,
+            staging=world.staging,
+            snapshot_bytes_per_second=config.storage.snapshot_bytes_per_second,
+            passed=world.passed,
+            limits=world.sizes.raft,
             timing=RaftTiming(
                 timing.heartbeat_ms, timing.election_min_ms, timing.election_max_ms, timing.check_quorum_ms
             ),
             on_commit=self.telemetry.commit_seconds.labels("raft").observe,
+            on_void=identity.void,
         )
+        topology.withheld = replica.withheld = raft.in_doubt
+        self._replacement = Replacement(node, raft, topology)
         strong = StrongPath(
             node,
             raft,
@@ -174,6 +214,7 @@ class Node:
             clock,
             StrongTiming(timeout_ms=timing.strong_timeout_ms, election_ms=timing.election_max_ms),
         )
+        self._step_aside = StepAside(node, engine, raft, rpc)
         raft.on_leader_change(strong.leader_changed)
         raft.on_leader_change(self._news.ring)
         pictures = Pictures(replica, ring, raft, clock)
@@ -251,19 +292,27 @@ class Node:
             telemetry=self.telemetry,
             coordination=coordination,
             link_counters=world.link_counters,
+            traffic=raft.traffic,
+            divergences=raft.divergences,
+            identity=identity,
         )
+        identity.serve(rpc, raft)
         topology.on_change(self._take_up)
 
     def start(self) -> None:
         """Begin to work: vote, replicate, find the table. Returns at once; `overview.ready` tells when it is up."""
-        if self.id in self._plan.meta:
-            self.raft.add_group(META_GROUP, self._plan.meta)
         self.raft.start()
         self.coordination.start()
+        if self._identity.member is None:
+            self._spawn(self._find_identity())
+        else:
+            self._take_part(self._identity.member)
         self._spawn(self._catchup.run())
         self._spawn(self._find_table())
         self._spawn(self._sweep())
         self._spawn(self._counts.run())
+        self._spawn(self._step_aside.run())
+        self._spawn(self._replacement.run())
 
     async def stop(self) -> None:
         """The start backwards: hand leadership over, end the workers, then close what they used."""
@@ -284,13 +333,57 @@ class Node:
         for task in self._tasks:
             task.cancel()
 
+    # ── who it is ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _open_journal(self) -> Journal:
+        return Journal.open(
+            Wal.open(self.world.raft_log, segment_bytes=RAFT_SEGMENT_BYTES, on_cut=_tell_cut),
+            rotate_bytes=self.world.sizes.rotate_bytes,
+            passed=self.world.passed,
+        )
+
+    def _fault(self, journal: Journal) -> str | None:
+        """What in a journal contradicts the store, if anything."""
+        life, groups = read_life(journal), set(journal.groups())
+        if groups and (life is None or life.member == self.id):  # a founder holds the log of all it has state of
+            groups |= {META_GROUP, *self.topology.held()}
+        faults = (raft_history.contradiction(g, journal.group(g), self._ledger.position(g)) for g in sorted(groups))
+        return next((fault for fault in faults if fault is not None), None)
+
+    async def _find_identity(self) -> None:
+        await self._identity.settle(self.raft, self.rpc, news=self._news)
+        if self._identity.member is not None:
+            self._take_part(self._identity.member)
+
+    def _take_part(self, member: MemberId) -> None:
+        """From here on this node speaks in its groups."""
+        self.raft.member = member
+        if self.id in self._identity.meta_founders and self._identity.founding:
+            self.raft.add_group(META_GROUP, self._identity.meta_founders)
+        if self.topology.known is not None:
+            self._take_up(self.topology.known)
+
+    def _cease(self, reason: str) -> None:
+        """This node's Raft journal is void. Once that is on disk, or cannot be, whoever runs it starts it anew."""
+        log.error("this node's place in the Raft groups is void; it starts anew as another member", reason=reason)
+
+        def written(flushed: "asyncio.Future[None]") -> None:
+            if not flushed.cancelled() and (error := flushed.exception()) is not None:
+                log.error("that the Raft journal is void could not be written", error=error)
+            if not self.void.done():
+                self.void.set_result(reason)
+
+        self.raft.flushed().add_done_callback(written)
+
     def _take_up(self, table: Table) -> None:
         """A table has come into force: hold what it says this node holds."""
         held = self.topology.held()
         self.replica.hold(held)
-        for group in held:
+        if self._identity.member is None:
+            return  # its groups follow once it knows as whom it speaks
+        for group in (*held, *([META_GROUP] if self.topology.holds(META_GROUP) else ())):
             if group not in self.raft.groups():
-                self.raft.add_group(group, table.replicas(group))
+                self.raft.add_group(group, table.replicas(group) if self._identity.founding else ())
         log.info("table in force", epoch=table.epoch, cluster=table.cluster_id, groups=len(held))
 
     async def _find_table(self) -> None:
@@ -300,7 +393,7 @@ class Node:
         """Forget, a page at a time, what Idempotency-Keys caused more than a day ago."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            if self.engine.read_only() is None:
+            with suppress(Unavailable):  # the store takes nothing now: this can wait
                 for group in self.replica.groups():
                     self._ledger.sweep(group)
 
@@ -348,6 +441,8 @@ async def real_world(config: Config, node: NodeId) -> AsyncIterator[World]:
         held.callback(data_log.close)
         raft_log = FileDirectory(folder / "raft", loop)
         held.callback(raft_log.close)
+        staging = FileDirectory(folder / "snapshots", loop)
+        held.callback(staging.close)
         tree = LmdbTree.open(folder / "data" / "tree", config.storage.map_size_bytes, loop)
         peers = Peers(
             node,
@@ -369,12 +464,16 @@ async def real_world(config: Config, node: NodeId) -> AsyncIterator[World]:
                 data_log,
                 raft_log,
                 tree,
+                staging,
                 peers.start,
                 link_counters=lambda: peers.counters,
                 folder=str(folder),
             )
         finally:
             await peers.close()
+
+
+MakeWorld = Callable[[Config, NodeId], AbstractAsyncContextManager[World]]
 
 
 def run(config: Config, node: NodeId) -> int:
@@ -388,14 +487,20 @@ def run(config: Config, node: NodeId) -> int:
     return 0
 
 
-async def serve(config: Config, node: NodeId) -> None:
+async def serve(config: Config, node: NodeId, make_world: MakeWorld = real_world) -> None:
     """A node on this machine, with its HTTP front door, until it is told to stop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stop.set)
+    while not stop.is_set():
+        await _live(config, node, stop, make_world)
+
+
+async def _live(config: Config, node: NodeId, stop: asyncio.Event, make_world: MakeWorld) -> None:
+    """One life of a node: until it is told to stop, or finds that it must begin anew."""
     member = config.member(node)
-    async with real_world(config, node) as world:
+    async with make_world(config, node) as world:
         running = Node(config, node, world)
         http = HttpServer(
             build(
@@ -415,7 +520,9 @@ async def serve(config: Config, node: NodeId) -> None:
         running.start()
         settle_collector()
         log.info("serving", node=node, http=f"{member.host}:{member.port}", peers=member.peer_port)
-        await stop.wait()
+        stopping = asyncio.create_task(stop.wait())
+        running.void.add_done_callback(lambda _: stopping.cancel())
+        await asyncio.wait([stopping])
         log.info("stopping", node=node)
         running.coordination.drain()
         await http.stop()

@@ -9,7 +9,7 @@ from asyncio import Future
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from raftspine.model import GroupId, NodeId
+from raftspine.model import GroupId, MemberId, NodeId
 
 Row = tuple[bytes, bytes | None]
 """A change to one key: the new value, or None to remove it."""
@@ -23,6 +23,15 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds from an arbitrary point; never goes back."""
         ...
+
+
+CrashPoint = Callable[[str], None]
+"""Told the name of each step whose interruption a restart must survive, as it is passed. Production tells nobody; the
+simulator lets the machine die there."""
+
+
+def nowhere(point: str) -> None:
+    """The CrashPoint of a node that dies by itself."""
 
 
 class Entropy(Protocol):
@@ -55,9 +64,16 @@ class Directory(Protocol):
         ...
 
     def names(self) -> list[str]: ...
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        """`length` bytes from `offset`, fewer where the file ends; all that follows when `length` is -1."""
+        ...
+
     def open(self, name: str, *, truncate_at: int | None = None) -> AppendFile: ...
     def remove(self, name: str) -> None: ...
+
+    def set_aside(self) -> str:
+        """Move all files out of the way, to where an operator finds them; returns that place."""
+        ...
 
 
 class View(Protocol):
@@ -155,18 +171,89 @@ class Position(NamedTuple):
     term: int
 
 
+class Mark(NamedTuple):
+    """What a replica's history came to: `digest` is over the effects of all entries with since <= index < below.
+    Replicas whose marks have the same bounds have the same digest, or one of them applied something else."""
+
+    below: int
+    since: int
+    digest: bytes
+
+
+class Doubt(NamedTuple):
+    """Why a replica's state must not be shown. `wrong`: a majority agrees on another digest for `mark`; otherwise
+    replicas differ there and no majority says who is right."""
+
+    wrong: bool
+    mark: Mark
+    text: str
+
+
+class Members(NamedTuple):
+    """Who takes part in a group. `voters` in order of preference: the first is the one to lead. `learners` get
+    the log and count for nothing. `removed` are former members, the latest last, so that a member that comes back
+    late can be told."""
+
+    voters: tuple[MemberId, ...]
+    learners: tuple[MemberId, ...] = ()
+    removed: tuple[MemberId, ...] = ()
+
+
+class Expected(NamedTuple):
+    """What a group's log is to become when its state machine turns out to stand at this snapshot."""
+
+    at: Position
+    time_ms: int
+    members: Members
+
+
+class AddLearner(NamedTuple):
+    """Let a member have the log."""
+
+    member: MemberId
+
+
+class Promote(NamedTuple):
+    """Let a learner vote, at a place in the order of preference."""
+
+    member: MemberId
+    place: int
+
+
+class Remove(NamedTuple):
+    """Let a voter or learner take part no more."""
+
+    member: MemberId
+
+
+Change = AddLearner | Promote | Remove
+
+
 class LogStatus(NamedTuple):
-    """One group's Raft state on this node, for routing, metrics and `cluster status`."""
+    """One group's Raft state on this node, for routing, metrics and `cluster status`. Members are Raft members
+    (`node_of` leads to their nodes), the leader is a node."""
 
     group: GroupId
-    role: str  # leader | follower | candidate | halted
+    role: str  # leader | follower | candidate | learner | removed | halted
     leader: NodeId | None
     term: int
     commit: int
     applied: int
     last: int
-    voters: tuple[NodeId, ...]
+    voters: tuple[MemberId, ...]
     reason: str | None = None  # why a halted group is halted
+    quarantined: bool = False  # its state differs from other replicas': it is not shown and does not lead
+    snapshots: tuple["SnapshotProgress", ...] = ()
+    learners: tuple[MemberId, ...] = ()
+    changing: bool = False  # whether the newest change of members may still be undone
+
+
+class SnapshotProgress(NamedTuple):
+    """A snapshot on its way: to `peer` (sent), or from whoever leads (received, `peer` None). Bytes so far."""
+
+    peer: NodeId | None
+    index: int  # type: ignore[assignment]  # as in Position
+    size_bytes: int
 
 
 class ReplicatedLog(Protocol):
@@ -190,6 +277,16 @@ class ReplicatedLog(Protocol):
         """Resolves when this replica has applied `index`."""
         ...
 
+    def change(self, group: GroupId, change: Change) -> Future[Members]:
+        """At the leader: change who takes part; resolves with the members once that is committed. Unavailable when
+        nothing was proposed: `no_leader`, `change_in_progress`, `no_quorum` (the members after the change could not
+        decide anything), `not_caught_up`. Rejected for a change that makes no sense of the present members."""
+        ...
+
+    def caught_up(self, group: GroupId, member: MemberId) -> bool:
+        """At the leader: whether a member has about all of the log and answers."""
+        ...
+
     def leader(self, group: GroupId) -> NodeId | None: ...
     def status(self, group: GroupId) -> LogStatus: ...
     def groups(self) -> tuple[GroupId, ...]: ...
@@ -211,8 +308,21 @@ class StateMachine(Protocol):
         """The group's state at one position, in chunks of at most 256 KiB."""
         ...
 
-    def install(self, group: GroupId, at: Position, chunks: Sequence[bytes]) -> Awaitable[None]:
-        """Replace the group's state, atomically and durably, by a verified snapshot."""
+    def install(self, group: GroupId, at: Position, chunks: Iterable[bytes]) -> Awaitable[None]:
+        """Replace the group's state, atomically and durably, by a snapshot, and lift its doubt. What iterating over
+        `chunks` raises ends it, and nothing has changed then."""
+        ...
+
+    def marks(self, group: GroupId) -> Sequence[Mark]:
+        """What the last stretches of the group's history came to, oldest first."""
+        ...
+
+    def doubt(self, group: GroupId) -> Doubt | None:
+        """The doubt stored last."""
+        ...
+
+    def set_doubt(self, group: GroupId, doubt: Doubt | None) -> Awaitable[None]:
+        """Remember, over restarts, that this replica's state is not to be trusted; None: it is again."""
         ...
 
     def flush(self) -> Awaitable[None]:

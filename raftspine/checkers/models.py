@@ -53,10 +53,11 @@ def frozen(value: Any) -> Hashable:
 
 def _reads(*kinds: str) -> Callable[[Operation], bool]:
     """Operations of these kinds, and whatever was refused: a refusal changes nothing."""
-    return lambda op: op.kind in kinds or not _applied(op)
+    return lambda op: op.kind in kinds or not applied(op)
 
 
-def _applied(op: Operation) -> bool:
+def applied(op: Operation) -> bool:
+    """Whether it did, or may have done, what it was asked to; a decided refusal did not."""
     return not (op.ok and isinstance(op.output, dict) and op.output.get("refused", False))
 
 
@@ -98,7 +99,7 @@ class _Cell(NamedTuple):
 
 def _cas_rules(operations: Sequence[Operation]) -> Rules:
     """A version told in the answer of a write is that write's alone: a write of unknown outcome has another."""
-    claimed = {op.output["version"] for op in operations if op.ok and op.kind in ("write", "cas") and _applied(op)}
+    claimed = {op.output["version"] for op in operations if op.ok and op.kind in ("write", "cas") and applied(op)}
 
     def matches(cell: _Cell, version: str) -> bool:
         return cell.present and (cell.version == version or (cell.version is None and version not in claimed))
@@ -118,7 +119,7 @@ def _cas_rules(operations: Sequence[Operation]) -> Rules:
     def cas(cell: _Cell, op: Operation) -> Any:
         expected = op.input["expected"]
         holds = not cell.present if expected is None else matches(cell, expected)
-        if _applied(op):
+        if applied(op):
             return stored(op) if holds else IMPOSSIBLE if op.ok else cell
         surely = cell.version is not None or not cell.present or expected is None
         return IMPOSSIBLE if holds and surely else cell
@@ -135,6 +136,8 @@ expected version, None for absent, and value; output: version, or `{"refused": t
 
 
 def _add(state: int, op: Operation) -> Any:
+    if not applied(op):
+        return state
     total = state + op.input
     return total if not op.ok or op.output is None or op.output == total else IMPOSSIBLE
 
@@ -145,7 +148,7 @@ _COUNTER: Rules = {
 }
 
 COUNTER = Model("counter", 0, lambda _: _COUNTER, _reads("read"))
-"""`add` (input: a number; output: the new total, or None when it is not told), `read` (output: the total,
+"""`add` (input: a number; output: the new total, None when it is not told, or refused), `read` (output: the total,
 or None where nothing was ever added)."""
 
 
@@ -162,7 +165,7 @@ class _Lock(NamedTuple):
 
 
 def _acquire(lock: _Lock, op: Operation) -> Any:
-    if not _applied(op):
+    if not applied(op):
         return lock if lock.lease is not None else IMPOSSIBLE
     if lock.lease is not None:
         return IMPOSSIBLE if op.ok else lock
@@ -174,7 +177,7 @@ def _acquire(lock: _Lock, op: Operation) -> Any:
 
 def _release(lock: _Lock, op: Operation) -> Any:
     current = lock.lease == op.input["lease"]
-    if not _applied(op):
+    if not applied(op):
         return IMPOSSIBLE if current else lock
     if not current:
         return IMPOSSIBLE if op.ok else lock
@@ -183,7 +186,7 @@ def _release(lock: _Lock, op: Operation) -> Any:
 
 def _renew(lock: _Lock, op: Operation) -> Any:
     current = lock.lease == op.input["lease"]
-    if not _applied(op):
+    if not applied(op):
         return IMPOSSIBLE if current else lock
     if not current:
         return IMPOSSIBLE if op.ok else lock

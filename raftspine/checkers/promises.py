@@ -5,12 +5,12 @@ Unlike an order, these are judged by what is found when everything has come to r
 key and node.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from raftspine.checkers.history import Operation
-from raftspine.checkers.models import frozen
+from raftspine.checkers.models import applied, frozen
 from raftspine.checkers.past import WRITES, Broken, Past, Unjudgeable
 from raftspine.checkers.verdict import Verdict, passed, short, told, undecided, violation
 
@@ -44,9 +44,8 @@ def convergence(history: Iterable[Operation]) -> Verdict:
 
 def no_lost_write(history: Iterable[Operation], kept: Mapping[str, Sequence[object] | None] | None = None) -> Verdict:
     """Each acknowledged write is shown at the end, or in the conflict log (`kept`: key -> values, None for a log that
-    could not be read), or a write that did not end before it began may have superseded it. That last is the most a
-    client can know: which of them a replica had seen, it is not told; so a write is called lost only when nothing
-    came after it."""
+    could not be read), or superseded: by a write that did not end before it began, and that is shown itself or was
+    superseded in turn. That is the most a client can know, for which of them a replica had seen, it is not told."""
     history = list(history)
     shown, logged = finals(history), kept or {}
     judged = 0
@@ -64,7 +63,7 @@ def no_lost_write(history: Iterable[Operation], kept: Mapping[str, Sequence[obje
             judged += op.ok
             if not op.ok or (frozen(op.input) if op.kind == "write" else None) in found:
                 continue
-            if not any(other is not op and other.ends_at >= op.invoked_at for other in writes):
+            if not _superseded(op, writes, found):
                 (unread if log is None else lost).append((op, ops))
     if unread and not lost:
         reason = f"{told(unread[0][0])} is not shown, and the conflict log of {unread[0][0].key} could not be read"
@@ -72,8 +71,22 @@ def no_lost_write(history: Iterable[Operation], kept: Mapping[str, Sequence[obje
     if not lost:
         return passed("no lost acknowledged write", judged)
     op, ops = lost[0]
-    reason = f"{told(op)} was acknowledged; nothing was written after it, and the end shows {short(ops[0].output)}"
+    end = "nothing" if ops[0].output is None else short(ops[0].output)
+    reason = f"{told(op)} was acknowledged; the end shows {end}, and nothing found then can have replaced it"
     return violation("no lost acknowledged write", judged, reason, [op, *ops], len(lost))
+
+
+def _superseded(op: Operation, writes: Sequence[Operation], found: set[Hashable]) -> bool:
+    """Whether a chain of writes, none of which ended before the one it replaces began, leads from `op` to one that
+    was found at the end."""
+    ends = [w for w in writes if (frozen(w.input) if w.kind == "write" else None) in found]
+    latest, since = max((w.ends_at for w in ends), default=-1.0), op.invoked_at
+    while latest < since:
+        earlier = min((w.invoked_at for w in writes if w.ends_at >= since), default=since)
+        if earlier >= since:
+            return False
+        since = earlier
+    return True
 
 
 def no_zombie(history: Iterable[Operation]) -> Verdict:
@@ -156,7 +169,7 @@ def counter_bounds(history: Iterable[Operation]) -> Verdict:
             by_key.setdefault(op.key, []).append(op)
     judged, found = 0, []
     for key, ops in sorted(by_key.items()):
-        adds = [op for op in ops if op.kind == "add" and op.maybe]
+        adds = [op for op in ops if op.kind == "add" and op.maybe and applied(op)]
         for read in (op for op in ops if op.kind != "add" and op.ok):
             judged += 1
             least = sum(op.input for op in adds if op.ends_at < read.invoked_at)

@@ -13,7 +13,7 @@ import msgspec
 from rich.text import Text
 
 from raftspine.cli import output
-from raftspine.cli.diagnosis import Finding, View, diagnose, raft_lag, ring_lag
+from raftspine.cli.diagnosis import Finding, View, diagnose, raft_lag, ring_lag, snapshots
 from raftspine.cli.exits import Exit
 from raftspine.client import AsyncSpine
 from raftspine.errors import SpineError, Unavailable
@@ -89,6 +89,7 @@ def _document(view: View, views: list[View]) -> dict[str, Any]:
         "store_used_ratio": None if view.status is None else view.status.get("store_used_ratio"),
         "epoch": None if view.status is None else view.status.get("epoch"),
         "version": None if view.status is None else view.status.get("version"),
+        "snapshots": snapshots(view),
     }
 
 
@@ -129,6 +130,8 @@ def _print(views: list[View], findings: list[Finding]) -> None:
     output.table(columns, rows)
     print()
     console = output.console()
+    for line in (line for view in views for line in snapshots(view)):
+        console.print(output.plain(line), soft_wrap=True)
     if not findings:
         console.print(Text("all is well", style="green"))
     for finding in findings:

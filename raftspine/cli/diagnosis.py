@@ -8,7 +8,7 @@ a node is down, its missing links and its lag are the same news, told once.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raftspine.model import Member
+from raftspine.model import Member, node_of
 
 LAG_S = 5.0
 """A healthy peer confirms within one round of batches, some milliseconds; seconds mean it cannot keep up."""
@@ -20,6 +20,10 @@ STORE_FULL = 0.8
 
 UNWRITABLE = "cannot be written"
 """In the reason of a group whose node cannot write its Raft journal: a condition that passes."""
+
+
+NO_MAJORITY = "none has a majority"
+"""In the reason of a group whose replicas differ without one of them being known to be wrong."""
 
 
 class View(NamedTuple):
@@ -46,6 +50,7 @@ def diagnose(views: Sequence[View]) -> list[Finding]:
         *_strangers(views),
         *_down(views),
         *_leaderless(views),
+        *_quarantined(views),
         *_halted(views),
         *_read_only(views),
         *_unready(views),
@@ -110,7 +115,7 @@ def _leaderless(views: Sequence[View]) -> Iterator[Finding]:
     """Groups that nobody leads, told together: one lost majority takes many groups with it."""
     down = {view.member.id for view in views if view.status is None}
     led = {g["group"] for view in views for g in _groups(view) if g["role"] == "leader"}
-    voters = {g["group"]: tuple(g["voters"]) for view in views for g in _groups(view)}
+    voters = {g["group"]: tuple(map(node_of, g["voters"])) for view in views for g in _groups(view)}
     stuck = sorted((g for g, members in voters.items() if g not in led and members), key=_in_order)
     lost = [g for g in stuck if 2 * len(down.intersection(voters[g])) >= len(voters[g])]
     if lost:
@@ -127,11 +132,37 @@ def _leaderless(views: Sequence[View]) -> Iterator[Finding]:
         )
 
 
+def _quarantined(views: Sequence[View]) -> Iterator[Finding]:
+    """Replicas whose state differs from the others'. Where a majority says what is right, it heals by itself."""
+    for view in _up(views):
+        for group in _groups(view):
+            if group.get("quarantined"):
+                reason = str(group.get("reason", ""))
+                yield Finding(
+                    f"{view.member.id} shows nothing of {group['group']}: {reason}",
+                    "nobody knows which replica is right: start the missing nodes; if all are up, see "
+                    "docs/operations.md, A replica that differs"
+                    if NO_MAJORITY in reason
+                    else "it takes the state of a sound replica by itself; find out why it differs (memory, disk)",
+                )
+
+
+def snapshots(view: View) -> list[str]:
+    """The snapshots this node takes or sends now, a sentence each."""
+    lines = []
+    for group in _groups(view):
+        for one in group.get("snapshots", ()):
+            way = f"sends {one['to']}" if "to" in one else "receives"
+            size = one["bytes"] / (1 << 20)
+            lines.append(f"{view.member.id} {way} a snapshot of {group['group']}: {size:.1f} MiB so far")
+    return lines
+
+
 def _halted(views: Sequence[View]) -> Iterator[Finding]:
     for view in _up(views):
         stopped: dict[str, list[str]] = {}
         for group in _groups(view):
-            if group.get("reason"):
+            if group.get("reason") and not group.get("quarantined"):
                 stopped.setdefault(group["reason"], []).append(group["group"])
         for reason, groups in stopped.items():
             if UNWRITABLE in reason:

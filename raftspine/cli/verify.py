@@ -33,6 +33,8 @@ UNREACHABLE = 4
 
 STYLES: dict[Status, str] = {"ok": "green", "violation": "bold red", "unknown": "yellow"}
 TICK_S = 0.2
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""The first one ends the work early, and what was written is still removed."""
 
 
 def verify(arguments: Namespace) -> int:
@@ -68,7 +70,7 @@ def verify(arguments: Namespace) -> int:
 
 
 async def _watched(options: Options) -> Outcome:
-    """The run, with a bar on stderr where somebody is watching. The first interrupt ends the work early."""
+    """The run, with a bar on stderr where somebody is watching."""
     clock = SystemClock()
     counters = Counters()
     console = output.console(stderr=True)
@@ -92,10 +94,12 @@ async def _watched(options: Options) -> Outcome:
     loop = asyncio.get_running_loop()
 
     def interrupted() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
+        for number in STOPPING:
+            loop.remove_signal_handler(number)
         run.stop()
 
-    loop.add_signal_handler(signal.SIGINT, interrupted)
+    for number in STOPPING:
+        loop.add_signal_handler(number, interrupted)
 
     async def tick() -> None:
         began = None
@@ -112,7 +116,8 @@ async def _watched(options: Options) -> Outcome:
             return await run.run()
         finally:
             ticking.cancel()
-            loop.remove_signal_handler(signal.SIGINT)
+            for number in STOPPING:
+                loop.remove_signal_handler(number)
 
 
 class Counters:

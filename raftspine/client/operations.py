@@ -227,7 +227,10 @@ class Operations:
             sent["Content-Type"] = "application/json"
         if self._consistency:
             sent["X-Spine-Consistency"] = self._consistency
-        return await self._call(Request(method, path, query or {}, sent, encoded, key or self._wire.new_key()))
+        request = Request(
+            method, path, query or {}, sent, encoded, key or self._wire.new_key(), repeats=key is not None
+        )
+        return await self._call(request)
 
     async def _call(self, request: Request) -> Reply:
         """Sessions add their token here."""

@@ -25,7 +25,8 @@ RETRIED = (502, 503, 504)
 """Not done (503) or not known. Everything else is a decision, or will not change by asking again."""
 
 MAYBE_DONE = (502, 504)
-"""The node itself does not know, or a proxy lost its answer on the way."""
+"""The node itself does not know, or a proxy lost its answer on the way. A 503 leaves doubt too when it says that it
+is `indeterminate`: a ring write that some replicas have, and others may be given by them."""
 
 DECIDED = (400, 404, 405, 409, 412, 413, 415, 422)
 """Answers that hold for the request itself or were given after its key was looked up. Any other refusal (no
@@ -41,7 +42,8 @@ short enough that a wrong address is soon called one."""
 
 
 class Request(NamedTuple):
-    """What goes to a node. `path` is already percent-encoded. `key` is None on reads."""
+    """What goes to a node. `path` is already percent-encoded. `key` is None on reads. `repeats`: the key came from
+    the caller, so an earlier call may have sent it, and no attempt of this one may claim to be the first."""
 
     method: str
     path: str
@@ -49,6 +51,7 @@ class Request(NamedTuple):
     headers: Mapping[str, str] = {}
     body: bytes | None = None
     key: str | None = None
+    repeats: bool = False
 
 
 class Reply(NamedTuple):
@@ -94,7 +97,7 @@ class Wire:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
         backoff = Backoff(len(self.endpoints), self._entropy)
-        attempt, doubt, reached = 0, False, loop.time()
+        attempt, doubt, reached = int(request.repeats), False, loop.time()
         while True:
             attempt += 1
             url = self.endpoints.current()
@@ -110,7 +113,8 @@ class Wire:
                 if reply.status < 400:
                     return reply
                 error = problems.rebuild(reply.status, reply.headers, reply.body)
-                doubt, reached = doubt or reply.status in MAYBE_DONE, loop.time()
+                partly = reply.status in MAYBE_DONE or bool(error.details.get("indeterminate"))
+                doubt, reached = doubt or partly, loop.time()
                 if reply.status not in RETRIED:
                     raise self._outcome(request, error, doubt and reply.status not in DECIDED)
             self.endpoints.failed(url)
@@ -135,7 +139,7 @@ class Wire:
             return error
         return Unknown(
             f"the write may have happened: {error.message}; ask again with the same Idempotency-Key",
-            details={"idempotency_key": request.key},
+            details={**error.details, "idempotency_key": request.key},
         )
 
     async def _attempt(self, url: str, request: Request, attempt: int, remaining_s: float) -> Reply:

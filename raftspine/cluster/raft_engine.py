@@ -3,9 +3,9 @@
 The engine counts votes, keeps terms, appends and truncates, and decides what is committed. As shipped it also
 loses acknowledged writes in some twenty ways (design/strong-path.md §1), so it is driven by hand and gets to
 see only messages that raft_guard.py has checked. Taken over here: sending entries (flow control is
-raft_flow.py's), applying them (total, and never ahead of the disk), campaigning (PreVote), its journal, its
-clock and its dice. Left unused, with no way in: its sockets, pickle, snapshots, compaction, forwarding and
-membership changes.
+raft_flow.py's), applying them (total, and never ahead of the disk), campaigning (PreVote), who takes part
+(raft_members.py: the engine is told after each change), its journal, its clock and its dice. Left unused, with no
+way in: its sockets, pickle, snapshots, compaction, forwarding and its own membership changes.
 
 Its clock and journal factory are looked up in its module's globals. We load a copy of that module for
 ourselves and set them there: a pysyncobj that somebody else imports stays as it is, and each entry into the
@@ -27,7 +27,7 @@ from raftspine.cluster import raft_frames as frames
 from raftspine.cluster.raft_types import GroupLog, RaftTiming, Row
 from raftspine.errors import Misuse
 from raftspine.model import NodeId
-from raftspine.ports import Clock, Entropy
+from raftspine.ports import Clock, Entropy, Members
 
 SUPPORTED: Final = "0.3.17"
 
@@ -48,12 +48,19 @@ PRIVATE_NAMES: Final[dict[str, str]] = {
     "_SyncObj__raftElectionDeadline": "read, and drawn nearer at start",
     "_SyncObj__newAppendEntriesTime": "set: the host decides when heartbeats leave",
     "_SyncObj__noopIDx": "read: the first entry of an own term",
+    "_SyncObj__otherNodes": "set: the voters but for this node; votes and acknowledgements are counted over them",
+    "_SyncObj__readonlyNodes": "set: the learners, which count for nothing",
+    "_SyncObj__raftNextIndex": "kept in step with the members; not otherwise used, flow control is raft_flow.py's",
+    "_SyncObj__lastResponseTime": "kept in step with the members; read: who answers",
 }
 """Every private name of the engine that is touched, and how. Nothing else may be."""
 
 REGULAR: Final = b"\x00"
 NO_OP: Final = b"\x01"
 """First byte of a command, as the engine writes it."""
+
+MEMBERS: Final = b"\x10"
+"""First byte of a command that says who takes part: ours, in a place the engine does not use."""
 
 _FOLLOWER, _CANDIDATE, _LEADER = 0, 1, 2
 
@@ -101,6 +108,14 @@ class Driver(Protocol):
 
     def emit(self, peer: NodeId, kind: int, term: int, *fields: Any) -> None: ...
 
+    def grown(self, command: bytes, index: int) -> None:
+        """An entry that says who takes part was appended."""
+        ...
+
+    def shortened(self, index: int) -> None:
+        """The log was cut: this entry and all above are gone."""
+        ...
+
 
 class _Peer(Node):  # type: ignore[misc]
     """A node whose hash does not vary from run to run: the engine walks sets of these."""
@@ -144,10 +159,15 @@ class _NoPoller:
 class _EngineLog:
     """A GroupLog under the names the engine calls its journal by."""
 
-    def __init__(self, log: GroupLog) -> None:
+    def __init__(self, log: GroupLog, driver: Driver) -> None:
         self._log = log
+        self._driver = driver
         self.setCurrentTerm = log.set_term
-        self.add = log.append
+
+    def add(self, command: bytes, index: int, term: int) -> None:
+        self._log.append(command, index, term)
+        if command[:1] == MEMBERS:
+            self._driver.grown(command, index)
 
     def __len__(self) -> int:
         return len(self._log.rows)
@@ -156,7 +176,9 @@ class _EngineLog:
         return self._log.rows[item]
 
     def deleteEntriesFrom(self, offset: int) -> None:
-        self._log.truncate(self._log.base + offset)
+        index = self._log.base + offset
+        self._log.truncate(index)
+        self._driver.shortened(index)
 
     def getCurrentTerm(self) -> int:
         return self._log.term
@@ -177,12 +199,19 @@ class _EngineLog:
 class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
     """One group's engine. `applied` is where its state machine stands; entries up to there are committed."""
 
+    _SyncObj__raftState: int
+    _SyncObj__raftCurrentTerm: int
+    _SyncObj__raftCommitIndex: int
+    _SyncObj__raftLastApplied: int
+    _SyncObj__raftElectionDeadline: float
+
     def __init__(
         self,
         me: NodeId,
         log: GroupLog,
         applied: int,
         driver: Driver,
+        members: Members,
         *,
         clock: Clock,
         entropy: Entropy,
@@ -195,35 +224,37 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
         self._log = log
         self._driver = driver
         self._apply_entries = apply_entries
-        self._peers = {voter: _Peer(voter) for voter in log.voters}
+        self._me = me
+        self._peers: dict[NodeId, _Peer] = {}
+        self._commands_wait = False
         self.wants_beat = False
         """Followers are to be addressed now, not only at the next heartbeat; taken back by the driver."""
         conf = _core.SyncObjConf(
             autoTick=False,
-            journalFile=_EngineLog(log),
+            journalFile=_EngineLog(log, driver),
             raftMinTimeout=timing.election_min_ms / 1000,
             raftMaxTimeout=timing.election_max_ms / 1000,
             connectionTimeout=timing.election_max_ms / 1000,
             appendEntriesPeriod=timing.heartbeat_ms / 1000,
             leaderFallbackTimeout=timing.check_quorum_ms / 1000,
         )
-        others = [peer for voter, peer in self._peers.items() if voter != me]
         self._enter()
-        super().__init__(self._peers[me], others, conf=conf, nodeClass=_Peer, transport=_Gate(driver))
+        super().__init__(_Peer(me), [], conf=conf, nodeClass=_Peer, transport=_Gate(driver))
         self._poller = _NoPoller()
         self._SyncObj__newAppendEntriesTime = float("inf")
+        self.take_members(members)
         self._start_at(applied)
-        self._first_deadline(me)
+        self._first_deadline(members)
 
     def _start_at(self, applied: int) -> None:
         self._SyncObj__raftCommitIndex = applied
         self._SyncObj__raftLastApplied = applied
 
-    def _first_deadline(self, me: NodeId) -> None:
+    def _first_deadline(self, members: Members) -> None:
         """Spread leadership from the start: the preferred replica campaigns first. A sole voter need not wait."""
-        if len(self._peers) == 1:
+        if members.voters == (self._me,):
             self._SyncObj__raftElectionDeadline = self._now()
-        elif self._log.voters[0] == me:
+        elif members.voters[:1] == (self._me,):
             share = 0.1 + 0.3 * self._chance()
             self._SyncObj__raftElectionDeadline = self._now() + share * self._timing.election_min_ms / 1000
 
@@ -235,23 +266,23 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
 
     @property
     def term(self) -> int:
-        return int(self._SyncObj__raftCurrentTerm)
+        return self._SyncObj__raftCurrentTerm
 
     @property
     def commit(self) -> int:
-        return int(self._SyncObj__raftCommitIndex)
+        return self._SyncObj__raftCommitIndex
 
     @property
     def applied(self) -> int:
-        return int(self._SyncObj__raftLastApplied)
+        return self._SyncObj__raftLastApplied
 
     @property
     def leads(self) -> bool:
-        return bool(self._SyncObj__raftState == _LEADER)
+        return self._SyncObj__raftState == _LEADER
 
     @property
     def campaigns(self) -> bool:
-        return bool(self._SyncObj__raftState == _CANDIDATE)
+        return self._SyncObj__raftState == _CANDIDATE
 
     @property
     def leader(self) -> NodeId | None:
@@ -265,18 +296,60 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
 
     @property
     def election_due(self) -> bool:
-        return bool(self._SyncObj__raftElectionDeadline < self._now())
+        return self._SyncObj__raftElectionDeadline < self._now()
 
     def match(self, peer: NodeId) -> int:
         """Highest index this follower has acknowledged in the present term."""
-        return int(self._SyncObj__raftMatchIndex.get(self._peers[peer], 0))
+        return int(self._SyncObj__raftMatchIndex.get(self._peer(peer), 0))
+
+    def silence(self, peer: NodeId) -> float:
+        """At the leader: seconds since a follower last answered in the present term, counted from its beginning."""
+        return float(self._now() - self._SyncObj__lastResponseTime.get(self._peer(peer), float("-inf")))
+
+    def _peer(self, name: NodeId) -> _Peer:
+        return self._peers.get(name) or _Peer(name)
+
+    # ── who takes part ─────────────────────────────────────────────────────────────────────────────────────
+
+    def take_members(self, members: Members) -> None:
+        """Count over these from now on. What a member has acknowledged in this term stays known when a learner
+        becomes a voter, and is forgotten when it leaves."""
+        names = (*members.voters, *members.learners)
+        self._peers = {name: self._peers.get(name) or _Peer(name) for name in names}
+        others = {name: peer for name, peer in self._peers.items() if name != self._me}
+        # Sets, as the engine wants them; its walks over them are counts, or answered in a fixed order by our hashes.
+        self._SyncObj__otherNodes = {others[name] for name in members.voters if name != self._me}
+        self._SyncObj__readonlyNodes = {others[name] for name in members.learners if name != self._me}
+        if not self.leads:
+            return
+        following, now = self._log.last + 1, self._now()
+        for known, fresh in (
+            (self._SyncObj__raftNextIndex, following),
+            (self._SyncObj__raftMatchIndex, 0),
+            (self._SyncObj__lastResponseTime, now),
+        ):
+            for peer in [peer for peer in known if peer.id not in others]:
+                del known[peer]
+            for peer in others.values():
+                known.setdefault(peer, fresh)
+
+    def propose_members(self, payload: bytes) -> int:
+        """At the leader: append the entry that says who takes part; returns its index."""
+        self._enter()
+        self._applyCommand(MEMBERS + payload, None)
+        self._checkCommandsToApply()
+        return self._log.last
 
     # ── being driven ───────────────────────────────────────────────────────────────────────────────────────
 
     def turn(self) -> None:
-        """Start an election that is due, advance the commit index, check the quorum, apply."""
+        """Start an election that is due, advance the commit index, check the quorum, apply. To a follower that hears
+        its leader the engine's tick comes to the last of these, so it is spared the rest."""
         self._enter()
-        self.doTick(0)
+        if self._SyncObj__raftState == _FOLLOWER and not self.election_due:
+            self._SyncObj__applyLogEntries()
+        else:
+            self.doTick(0)
 
     def propose(self, payload: bytes) -> int:
         """At the leader: append one entry; returns its index."""
@@ -294,7 +367,7 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
     def hand_over(self, peer: NodeId) -> None:
         """Ask a follower that has everything to campaign at once. The engine refuses when it has not."""
         self._enter()
-        self.transferLeadership(self._peers[peer])
+        self.transferLeadership(self._peer(peer))
 
     def jump(self, index: int) -> None:
         """The state machine was replaced by a snapshot at `index`, and the log's base moved there."""
@@ -344,7 +417,7 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
 
     def _tell(self, source: NodeId, message: dict[str, Any]) -> None:
         self._enter()
-        self._SyncObj__onMessageReceived(self._peers[source], message)
+        self._SyncObj__onMessageReceived(self._peer(source), message)
 
     # ── taken over from the engine ─────────────────────────────────────────────────────────────────────────
 
@@ -366,6 +439,16 @@ class Engine(_core.SyncObj):  # type: ignore[misc, name-defined]
                 break
             applied = self._SyncObj__raftLastApplied = index
         return False
+
+    def _applyCommand(self, *arguments: Any) -> None:
+        self._commands_wait = True
+        super()._applyCommand(*arguments)
+
+    def _checkCommandsToApply(self) -> None:
+        """Each tick would look into the engine's queue, which is empty unless `_applyCommand` was just called."""
+        if self._commands_wait:
+            self._commands_wait = False
+            super()._checkCommandsToApply()
 
     def _SyncObj__sendAppendEntries(self) -> None:
         self.wants_beat = True

@@ -55,14 +55,13 @@ class Flow:
         self,
         engine: Engine,
         log: GroupLog,
-        peers: tuple[NodeId, ...],
         emit: Callable[..., None],
         limits: RaftLimits,
         retry_seconds: float,
     ) -> None:
         self._engine = engine
         self._log = log
-        self._peers = peers
+        self._peers: tuple[NodeId, ...] = ()
         self._emit = emit
         self._limits = limits
         self._retry_seconds = retry_seconds
@@ -71,7 +70,14 @@ class Flow:
         self.snapshots_wanted: list[NodeId] = []
         """Followers for whom a transfer must be started; emptied by the host."""
         self.forgetful: dict[NodeId, int] = {}
-        """How often a follower denied what it had acknowledged: it lost its journal and needs a new identity."""
+        """How often a follower denied what it had acknowledged. It is told (DENIED), and knows what to make of it."""
+
+    def take_members(self, peers: tuple[NodeId, ...]) -> None:
+        """The voters and learners but for this node. Who stays goes on as before."""
+        self._peers = peers
+        following = self._log.last + 1
+        self._followers = {peer: self._followers.get(peer) or _Follower(following) for peer in peers}
+        self.snapshots_wanted = [peer for peer in self.snapshots_wanted if peer in self._followers]
 
     def begin(self) -> None:
         """Took office: nothing is known of anybody."""
@@ -123,8 +129,7 @@ class Flow:
     def _send(self, peer: NodeId, follower: _Follower, now: float) -> bool:
         previous, log, engine = follower.next - 1, self._log, self._engine
         if previous < log.base:
-            follower.snapshotting = True
-            self.snapshots_wanted.append(peer)
+            self._want_snapshot(peer, follower)
             return False
         entries = self._entries_from(follower.next)
         follower.sent_at = now
@@ -134,6 +139,10 @@ class Flow:
         follower.told = max(follower.told, min(engine.commit, previous + len(entries)))
         self._emit(peer, frames.APPEND, engine.term, previous, log.term_at(previous), engine.commit, entries)
         return True
+
+    def _want_snapshot(self, peer: NodeId, follower: _Follower) -> None:
+        follower.snapshotting = True
+        self.snapshots_wanted.append(peer)
 
     def _entries_from(self, index: int) -> list[list[Any]]:
         """A message's worth of entries; the same list again when the next follower wants the same."""
@@ -180,12 +189,17 @@ class Flow:
             return
         follower.heard_at = now
         self._engine.heard(peer)
+        match = self._engine.match(peer)
+        if wanted == 0 and match == 0:  # it is blank: no entry is of use to it before it has a state
+            if not follower.snapshotting:
+                self._want_snapshot(peer, follower)
+            return
         if follower.snapshotting or (follower.probing and previous != follower.next - 1):
             return
-        match = self._engine.match(peer)
         if previous <= match:
             if follower.probing:  # not an old answer: it asked for this very place, which it once acknowledged
                 self.forgetful[peer] = self.forgetful.get(peer, 0) + 1
+                self._emit(peer, frames.DENIED, self._engine.term, match)
             return
         follower.probe(max(min(wanted, previous), match + 1))
 

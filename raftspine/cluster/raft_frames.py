@@ -22,6 +22,10 @@ PREVOTED: Final = 8
 STALE: Final = 9
 TIMEOUT_NOW: Final = 10
 COMMITTED: Final = 11
+REMOVED: Final = 12
+DENIED: Final = 13
+MARKS: Final = 20
+SNAPSHOT_WANTED: Final = 21
 
 SHAPES: Final[dict[int, tuple[type, ...]]] = {
     HEARTBEAT: (int, int),  # commit index the receiver is known to hold, read context
@@ -35,10 +39,18 @@ SHAPES: Final[dict[int, tuple[type, ...]]] = {
     STALE: (),
     TIMEOUT_NOW: (),
     COMMITTED: (int,),  # commit index the receiver is known to hold; needs no answer
+    REMOVED: (int,),  # index of the committed entry that ended the receiver's membership
+    DENIED: (int,),  # an index the receiver acknowledged in this term and now says it does not hold
+    MARKS: (list, int),  # [[below, since, digest], …] of the sender's state, its standing (raft_audit.py)
+    SNAPSHOT_WANTED: (),  # the sender's state is wrong: the leader's may replace it
 }
 
 LEADERS: Final = frozenset({HEARTBEAT, APPEND, COMMITTED})
 """Kinds that only a leader sends."""
+
+ANSWERS: Final = frozenset({HEARTBEAT_ECHO, APPENDED, VOTED, PREVOTED, STALE, MARKS, SNAPSHOT_WANTED})
+"""Kinds that are counted or believed only when they come from a member. Requests are another matter: a node that is
+behind cannot tell a member it has not heard of from a stranger, and must be able to learn (Raft thesis §4.2.2)."""
 
 HELD: Final = frozenset({APPEND, APPENDED, VOTE, VOTED, TIMEOUT_NOW})
 
@@ -56,9 +68,24 @@ def well_formed(frame: Any) -> bool:
     if not _number(frame[2]):
         return False
     for wanted, field in zip(shape, frame[3:], strict=True):
-        if not (_number(field) if wanted is int else type(field) is wanted):
+        if wanted is int:
+            if type(field) is not int or not 0 <= field < _MAX_NUMBER:
+                return False
+        elif type(field) is not wanted:
             return False
+    if kind == MARKS:
+        return all(_mark(mark) for mark in frame[3])
     return kind != APPEND or all(_entry(entry) for entry in frame[6])
+
+
+def _mark(mark: Any) -> bool:
+    return (
+        isinstance(mark, (list, tuple))
+        and len(mark) == 3
+        and _number(mark[0])
+        and _number(mark[1])
+        and type(mark[2]) is bytes
+    )
 
 
 def _entry(entry: Any) -> bool:

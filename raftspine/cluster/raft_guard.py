@@ -20,7 +20,7 @@ from raftspine.cluster.raft_flow import Flow
 from raftspine.cluster.raft_reads import Reads
 from raftspine.cluster.raft_types import GroupLog, RaftTiming, Row
 from raftspine.model import NodeId
-from raftspine.ports import Clock, Entropy
+from raftspine.ports import Clock, Entropy, Members
 
 _LONG_AGO = float("-inf")
 
@@ -33,8 +33,8 @@ class Guard:
 
     def __init__(
         self,
+        me: NodeId,
         log: GroupLog,
-        peers: tuple[NodeId, ...],
         *,
         clock: Clock,
         entropy: Entropy,
@@ -42,16 +42,19 @@ class Guard:
         emit: Callable[..., None],
         halt: Callable[[str], None],
         superseded: Callable[[int], None],
+        void: Callable[[str], None],
     ) -> None:
+        self._me = me
         self._log = log
-        self._peers = peers
-        self._majority = (len(peers) + 1) // 2 + 1
+        self._voters: tuple[NodeId, ...] = ()
+        self._blank = True
         self._now = clock.monotonic
         self._chance = entropy.random
         self._patience = timing.election_min_ms / 1000
         self._emit = emit
         self._halt = halt
         self._superseded = superseded
+        self._void = void
         self.stirred = True
         """Whether something happened that the engine or the flow must see; taken back by the driver."""
         self._leader_heard = _LONG_AGO
@@ -73,6 +76,7 @@ class Guard:
             frames.STALE: self._stale,
             frames.TIMEOUT_NOW: self._timeout_now,
             frames.COMMITTED: self._committed,
+            frames.DENIED: self._denied,
         }
 
     def attach(self, engine: Engine, flow: Flow, reads: Reads) -> None:
@@ -86,6 +90,16 @@ class Guard:
         if frame[1] not in _QUIET:
             self.stirred = True
         self._rules[frame[1]](source, *frame[2:])
+
+    def take_members(self, members: Members, *, removed: bool) -> None:
+        """Who counts from now on; `removed`: this node has been told that it does not any more."""
+        self._voters = () if removed else members.voters
+        self._blank = removed or not members.voters
+
+    @property
+    def votes(self) -> bool:
+        """Whether this node counts in its group, as far as it knows."""
+        return self._me in self._voters
 
     # ── campaigning ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -103,10 +117,12 @@ class Guard:
         """Asked when an election is due. Only a node that a majority would vote for may raise the term: one
         that was merely cut off would otherwise depose a healthy leader on its return."""
         now, engine = self._now(), self._engine
-        if not self._peers or self.forced():
+        if not self.votes:
+            return False
+        if len(self._voters) == 1 or self.forced():
             return True
         in_time = now < self._next_ballot and self._ballot_term == engine.term
-        if in_time and len(self._granted) + 1 >= self._majority:
+        if in_time and len(self._granted) + 1 > len(self._voters) // 2:
             self._granted = set()
             self._next_ballot = _LONG_AGO
             return True
@@ -114,20 +130,22 @@ class Guard:
             self._ballot += 1
             self._granted, self._ballot_term = set(), engine.term
             self._next_ballot = now + self._patience * (0.3 + 0.4 * self._chance())
-            for peer in self._peers:
+            for peer in self._voters:
+                if peer == self._me:
+                    continue
                 self._emit(peer, frames.PREVOTE, engine.term, self._ballot, self._log.last, self._log.last_term)
         return False
 
     def _prevote(self, source: NodeId, term: int, ballot: int, last: int, last_term: int) -> None:
         current, log = self._engine.term, self._log
         up_to_date = (last_term, last) >= (log.last_term, log.last)
-        granted = term >= current and up_to_date and not self.leader_alive()
+        granted = term >= current and up_to_date and not self._blank and not self.leader_alive()
         self._emit(source, frames.PREVOTED, current, ballot, granted)
 
     def _prevoted(self, source: NodeId, term: int, ballot: int, granted: bool) -> None:
         if term > self._engine.term:
             self._engine.adopt(term, source)
-        elif granted and ballot == self._ballot and self._ballot_term == self._engine.term:
+        elif granted and source in self._voters and ballot == self._ballot and self._ballot_term == self._engine.term:
             self._granted.add(source)
 
     def _vote(self, source: NodeId, term: int, last: int, last_term: int, by_leader: bool) -> None:
@@ -137,6 +155,8 @@ class Guard:
             return
         if term > self._engine.term and loyal and not by_leader:
             return
+        if self._blank:  # it holds nothing by which to judge a candidate, or is none of the group's any more
+            return
         self._engine.vote_wanted(source, term, last, last_term)
 
     def _voted(self, source: NodeId, term: int) -> None:
@@ -144,12 +164,12 @@ class Guard:
             return
         if self._votes[0] != term:
             self._votes = (term, set())
-        if source not in self._votes[1]:
+        if source in self._voters and source not in self._votes[1]:
             self._votes[1].add(source)
             self._engine.vote_given(source, term)
 
     def _timeout_now(self, source: NodeId, term: int) -> None:
-        if term == self._engine.term and source == self._engine.leader:
+        if self.votes and term == self._engine.term and source == self._engine.leader:
             self._forced_until = self._now() + self._patience
             self._engine.campaign_now(source, term)
 
@@ -183,6 +203,9 @@ class Guard:
         if not self.from_leader(source, term):
             return
         log, end = self._log, previous + len(sent)
+        if not log.members.voters:
+            self._refuse(source, term, previous, 0)  # blank: what entries would be applied to is not here
+            return
         if previous > log.last:
             self._refuse(source, term, previous, log.last + 1)
             return
@@ -198,6 +221,15 @@ class Guard:
             self._conflict(source, term, previous)
             return
         self._take(source, term, previous, commit, sent)
+
+    def _denied(self, source: NodeId, term: int, index: int) -> None:
+        """The leader has our word for an entry that we then said we do not hold. It may have misread an answer that
+        was under way for long, so we look: what was acknowledged in a term is not cut in that term."""
+        if self.from_leader(source, term) and term == self._engine.term and index > self._log.last:
+            self._void(
+                f"{source} leads term {term} of group {self._log.group} and has this node's word for entry {index}, "
+                f"but the journal here ends at {self._log.last}: the disk was rolled back"
+            )
 
     def _take(self, source: NodeId, term: int, previous: int, commit: int, sent: list[Any]) -> None:
         """`previous` is shared: skip what is here already, cut at the first difference, append the rest."""

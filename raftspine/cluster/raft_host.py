@@ -13,28 +13,46 @@ When the journal cannot be written nothing is acknowledged: held frames are drop
 frames are ignored, and the commit is tried again until the disk takes it. Memory stays ahead of the disk
 meanwhile, which is harmless because nobody was told.
 
+A message names the member that sends it and the one it is for: a node that lost its journal comes back as another
+member, and must neither be taken for the one it was nor answer in its place. A member whose journal turns out to have
+lost what it promised is void: that is written down, everything stops, and whoever runs the node starts it anew as
+another member (services/identity.py).
+
 There is no thread and no task per proposal here; time comes from the Clock and the loop, chance from Entropy.
 """
 
 import asyncio
 import errno
 from asyncio import AbstractEventLoop, Future
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
 
-from raftspine.cluster import raft_frames
+from raftspine.cluster import raft_frames, raft_history, raft_snapshot
 from raftspine.cluster.raft_engine import require_version
 from raftspine.cluster.raft_group import Outgoing, RaftGroup
 from raftspine.cluster.raft_outbox import Outbox
-from raftspine.cluster.raft_snapshot import METHOD as SNAPSHOT_METHOD
-from raftspine.cluster.raft_snapshot import SnapshotReceiver
+from raftspine.cluster.raft_snapshot import SnapshotReceiver, Traffic
+from raftspine.cluster.raft_staging import Staging
 from raftspine.cluster.raft_types import GroupLog, RaftJournal, RaftLimits, RaftTiming
 from raftspine.cluster.raft_workers import Workers
 from raftspine.errors import Corrupt, Misuse, NoSpace, SpineError, Unavailable
-from raftspine.model import GroupId, NodeId
-from raftspine.ports import Clock, Entropy, LogStatus, Rpc, StateMachine
+from raftspine.model import GroupId, MemberId, NodeId, node_of
+from raftspine.ports import (
+    Change,
+    Clock,
+    CrashPoint,
+    Directory,
+    Entropy,
+    Handler,
+    LogStatus,
+    Members,
+    Rpc,
+    StateMachine,
+    nowhere,
+)
 
 __all__ = ["RaftHost", "RaftLimits", "RaftTiming"]
 
@@ -61,14 +79,21 @@ class RaftHost:
         rpc: Rpc,
         journal: RaftJournal,
         machine: StateMachine,
+        staging: Directory,
+        snapshot_bytes_per_second: int = 16 << 20,
+        passed: CrashPoint = nowhere,
         timing: RaftTiming | None = None,
         limits: RaftLimits | None = None,
         loop: AbstractEventLoop | None = None,
         on_commit: Callable[[float], None] = lambda seconds: None,
+        on_void: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """Raises Misuse when another version of the Raft engine is installed than the one proven safe."""
         require_version()
-        self._node = node
+        self.member = MemberId(node)
+        """As whom this node speaks; set it before the first group is added, if it is not the node's id."""
+        self._on_void = on_void
+        self._void_reason: str | None = None
         self._clock = clock
         self._entropy = entropy
         self._rpc = rpc
@@ -82,6 +107,8 @@ class RaftHost:
         self._running = False
         self._reason: str | None = None
         self._full = False
+        self.traffic = Traffic()
+        """Bytes and counts of snapshots, since the node started."""
         self._overheard: dict[GroupId, tuple[int, NodeId]] = {}
         """While the journal cannot be written: term and sender of the last word from a leader. Nothing rests on
         it; it only tells this node's clients whom to ask."""
@@ -105,7 +132,6 @@ class RaftHost:
             on_commit=on_commit,
         )
         self._workers = Workers(
-            node,
             self._groups,
             loop=self._loop,
             clock=clock,
@@ -113,8 +139,21 @@ class RaftHost:
             rpc=rpc,
             machine=machine,
             changed=self._mark,
+            snapshot_bytes_per_second=snapshot_bytes_per_second,
+            passed=passed,
+            traffic=self.traffic,
+            tidy=self._tidy_stages,
         )
-        self._receiver = SnapshotReceiver(machine, self._groups, self._outbox.flushed, self._mark)
+        self._staging = Staging(staging)
+        self._receiver = SnapshotReceiver(
+            machine,
+            self._groups,
+            self._staging,
+            flushed=self._outbox.flushed,
+            changed=self._mark,
+            passed=passed,
+            traffic=self.traffic,
+        )
         self._strange: dict[NodeId, None] = {}
         """Peers that have sent malformed frames, and were reported."""
         self.ignored_frames = 0
@@ -122,15 +161,16 @@ class RaftHost:
 
     # ── life ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def add_group(self, group: GroupId, voters: Sequence[NodeId]) -> None:
-        """Take part in a group. `voters`, the preferred leader first, count for a new group only: an old
-        one's are in its journal. Raises Corrupt when journal and state machine contradict each other, Misuse
-        when this node is no voter."""
+    def add_group(self, group: GroupId, voters: Sequence[MemberId]) -> None:
+        """Take part in a group. `voters`, the preferred leader first, are those it was founded with; they count only
+        when the journal does not know the group yet, which knows better. None: this member was not there then. It
+        begins blank, and takes part when the group's leader has made it a learner and sent it a snapshot. Raises
+        Corrupt when journal and state machine contradict each other, Misuse when this member is no founder."""
+        if voters and self.member not in voters and self._journal.group(group) is None:
+            raise Misuse(f"{self.member} is no voter of group {group}, which has {', '.join(voters)}")
         state = self._align(group, tuple(voters))
-        if self._node not in state.voters:
-            raise Misuse(f"node {self._node} is no voter of group {group}, which has {', '.join(state.voters)}")
         made = RaftGroup(
-            self._node,
+            self.member,
             state,
             self._machine,
             self._loop,
@@ -138,28 +178,37 @@ class RaftHost:
             entropy=self._entropy,
             timing=self._timing,
             limits=self._limits,
+            void=self._void,
         )
         self._groups[group] = made
         if self._running:
             self._mark(made)
 
-    def _align(self, group: GroupId, voters: tuple[NodeId, ...]) -> GroupLog:
+    def _align(self, group: GroupId, voters: tuple[MemberId, ...]) -> GroupLog:
         """The group's journal, starting at or before the state machine's position and agreeing with it."""
         at = self._machine.position(group)
         state = self._journal.group(group)
+        if voters or state is not None:
+            fault = raft_history.contradiction(group, state, at)
+            if fault is not None:
+                raise Corrupt(fault, details={"group": group, "position": list(at)})
         if state is None:
-            return self._journal.create(group, voters, index=at.index, term=at.term)
-        if at.index > state.last:
-            # A snapshot was installed and the journal did not get to hear of it: all it holds is covered.
-            state.reset(at.index, at.term, state.time_ms, state.voters)
-        elif at.index < state.base or state.term_at(at.index) != at.term:
-            raise Corrupt(
-                f"group {group}: the stored state is at entry {at.index} of term {at.term}, but the Raft journal "
-                f"starts at {state.base} and knows another entry there; one of the two was replaced or lost. "
-                f"Both must come from one moment of one disk; otherwise leave the node down: the others carry on",
-                details={"group": group, "position": list(at), "base": state.base, "last": state.last},
-            )
+            return self._journal.create(group, voters)
+        if state.expected is not None and at == state.expected.at and not raft_history.contains(state, at):
+            # The snapshot was installed and the journal did not get to hear of it: all it holds is covered.
+            state.reset(at.index, at.term, state.expected.time_ms, state.expected.members)
         return state
+
+    def _void(self, reason: str) -> None:
+        """This member's journal does not hold what it promised. Write that down and cease: whatever is said from
+        here on, by whatever node finds this journal, may contradict it."""
+        if self._void_reason is not None:
+            return
+        self._void_reason = reason
+        log.error("this node's Raft journal is void; it stops taking part", member=self.member, reason=reason)
+        for group in self._groups.values():
+            group.halt(reason)
+        self._on_void(reason)
 
     def start(self) -> None:
         """Begin to take part. The handlers are registered here, so the links may be up already."""
@@ -167,7 +216,13 @@ class RaftHost:
             return
         self._running = True
         self._rpc.serve(METHOD, self._receive)
-        self._rpc.serve(SNAPSHOT_METHOD, self._receive_snapshot)
+        receiver = self._receiver
+        for method, answer in (
+            (raft_snapshot.OFFER, receiver.offer),
+            (raft_snapshot.CHUNK, receiver.chunk),
+            (raft_snapshot.INSTALL, receiver.install),
+        ):
+            self._rpc.serve(method, partial(self._receive_snapshot, answer))
         self._rpc.on_link(self._link_changed)
         for group in self._groups.values():
             self._mark(group)
@@ -182,6 +237,11 @@ class RaftHost:
         tasks = [*self._workers.tasks, *self._receiver.tasks()]
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._outbox.idle()
+        self._staging.close()
+
+    def flushed(self) -> "Future[None]":
+        """Resolves when everything recorded in the journal so far is on disk; fails when it could not be written."""
+        return self._outbox.flushed()
 
     def kill(self) -> None:
         """Cease at once, as a killed process does: nothing is sent, written or answered any more."""
@@ -219,6 +279,25 @@ class RaftHost:
         held = self._groups.get(group)
         return self._refused(group) if held is None else held.wait_applied(index)
 
+    def change(self, group: GroupId, change: Change) -> "Future[Members]":
+        """See ports.ReplicatedLog."""
+        held = self._groups.get(group)
+        if held is None or self._reason is not None or not self._running:
+            return self._refused(group)
+        caller = held.change(change, lambda member: self._rpc.connected(node_of(member)))
+        if not caller.done():
+            self._mark(held)
+        return caller
+
+    def caught_up(self, group: GroupId, member: MemberId) -> bool:
+        """See ports.ReplicatedLog."""
+        held = self._groups.get(group)
+        return held is not None and held.caught_up(member)
+
+    def members(self, group: GroupId) -> Members:
+        """Who takes part, as this node's log has it, committed or not. KeyError for a group not held here."""
+        return self._groups[group].members
+
     def leader(self, group: GroupId) -> NodeId | None:
         held = self._groups.get(group)
         if held is None:
@@ -228,7 +307,18 @@ class RaftHost:
 
     def status(self, group: GroupId) -> LogStatus:
         """KeyError for a group this node does not hold."""
-        return self._groups[group].status(self._reason)
+        status = self._groups[group].status(self._reason)
+        coming = self._receiver.progress(group)
+        return status if coming is None else status._replace(snapshots=(*status.snapshots, coming))
+
+    def in_doubt(self, group: GroupId) -> bool:
+        """Whether this replica's state is quarantined (raft_audit.py)."""
+        held = self._groups.get(group)
+        return held is not None and held.doubt is not None
+
+    def divergences(self) -> int:
+        """How often a replica of one of this node's groups, here or elsewhere, was found to differ."""
+        return sum(group.audit.divergences for group in self._groups.values())
 
     def groups(self) -> tuple[GroupId, ...]:
         return tuple(self._groups)
@@ -260,7 +350,10 @@ class RaftHost:
     # ── the turn ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _mark(self, group: RaftGroup) -> None:
-        """Have a group turned, whether or not it sees a reason."""
+        """Have a group turned, whether or not it sees a reason. Not once the node has ceased: a task that waited for
+        its disk may still come to its end."""
+        if not self._running:
+            return
         group.stir()
         self._schedule(group)
 
@@ -354,15 +447,21 @@ class RaftHost:
     # ── the wire ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _receive(self, source: NodeId, message: Any) -> None:
-        if not isinstance(message, (list, tuple)):
+        if not _addressed(source, message):
             self._malformed(source)
             return
-        if not self._running or self._reason is not None:
+        if not self._running:
             self.ignored_frames += 1
-            if self._running:
-                self._overhear(source, message)
             return
-        for frame in message:
+        sender, receiver, frames = message
+        if self._reason is not None:
+            self.ignored_frames += 1
+            self._overhear(source, frames)
+            return
+        if receiver != self.member:  # it is for another life of this node
+            self.ignored_frames += len(frames)
+            return
+        for frame in frames:
             if not raft_frames.well_formed(frame):
                 self._malformed(source)
                 continue
@@ -371,7 +470,7 @@ class RaftHost:
                 self.ignored_frames += 1
                 continue
             try:
-                group.deliver(source, frame)
+                group.deliver(sender, frame)
             except Exception as error:  # noqa: BLE001 (as in _turn)
                 self._broken(group, error)
             self._schedule(group)
@@ -397,28 +496,32 @@ class RaftHost:
                 for changed in self._listeners:
                     self._loop.call_soon(changed, frame[0], source)
 
-    def _receive_snapshot(self, source: NodeId, body: Any) -> Any:
+    def _receive_snapshot(self, answer: Handler, source: NodeId, body: Any) -> Any:
         if not self._running or self._reason is not None:
             raise Unavailable(self._reason or "this node is stopping")
-        return self._receiver.receive(source, body)
+        return answer(source, body)
+
+    def _tidy_stages(self) -> Coroutine[Any, Any, None] | None:
+        return self._receiver.tidy() if self._receiver.untidy else None
 
     def _send(self, outgoing: list[Outgoing]) -> None:
         """Group frames by peer; a frame that finds no link is lost, and the protocol copes."""
         if not outgoing:
             return
-        per_peer: dict[NodeId, list[Sequence[Any]]] = {}
+        per_peer: dict[MemberId, list[Sequence[Any]]] = {}
         for peer, frame in outgoing:
             per_peer.setdefault(peer, []).append(frame)
         for peer, frames in per_peer.items():
-            for message in _split(frames):
-                self._rpc.cast(peer, METHOD, message)
+            for part in _split(frames):
+                self._rpc.cast(node_of(peer), METHOD, (self.member, peer, part))
 
     def _link_changed(self, peer: NodeId, up: bool) -> None:
         if not up or not self._running:
             return
         for group in self._groups.values():
-            if group.engine.leads and peer in group.peers:
-                group.flow.reconnected(peer)
+            members = [member for member in group.peers if node_of(member) == peer] if group.engine.leads else ()
+            for member in members:
+                group.flow.reconnected(member)
                 self._mark(group)
 
     # ── by the clock ───────────────────────────────────────────────────────────────────────────────────────
@@ -441,7 +544,7 @@ class RaftHost:
     # ── leadership on purpose ──────────────────────────────────────────────────────────────────────────────
 
     async def transfer(self, group: GroupId, to: NodeId) -> bool:
-        """Hand leadership of a group to another voter. True once this node leads no more; False when it does
+        """Hand leadership of a group to another node's voter. True once this node leads no more; False when it does
         not lead or `to` could not take over within about an election."""
         held = self._groups.get(group)
         return held is not None and await self._workers.transfer(held, to)
@@ -449,6 +552,13 @@ class RaftHost:
     async def step_down_all(self) -> None:
         """Before a planned stop: give every led group to the reachable follower that has most of its log."""
         await self._workers.step_down_all()
+
+
+def _addressed(source: NodeId, message: Any) -> bool:
+    """Whether a message off the wire is ``(sender, receiver, frames)`` from a member that lives at `source`."""
+    if not isinstance(message, (list, tuple)) or len(message) != 3 or type(message[0]) is not str:
+        return False
+    return node_of(MemberId(NodeId(message[0]))) == source and isinstance(message[2], (list, tuple))
 
 
 def _split(frames: list[Sequence[Any]]) -> list[list[Sequence[Any]]]:

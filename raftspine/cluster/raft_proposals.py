@@ -83,6 +83,13 @@ class Proposals:
                 callers.append(caller)
             self._entered[append(commands)] = _Entered(term, callers)
 
+    def enter_alone(self, index: int, term: int) -> "Future[Any]":
+        """The caller of an entry that is no batch of commands; its result is the only one."""
+        caller: Future[Any] = self._loop.create_future()
+        self._outstanding += 1
+        self._entered[index] = _Entered(term, [caller])
+        return caller
+
     def applied(self, index: int, term: int, results: list[Any]) -> None:
         """An entry was applied here. Answers are given by the loop, after the turn."""
         entered = self._entered.pop(index, None)

@@ -29,13 +29,19 @@ class _Round(NamedTuple):
 class Reads:
     """The reads one group's leader has promised an answer."""
 
-    def __init__(self, peers: tuple[NodeId, ...]) -> None:
-        self._needed = (len(peers) + 1) // 2
-        self._echoed = dict.fromkeys(peers, 0)
+    def __init__(self, voters: tuple[NodeId, ...] = ()) -> None:
+        self._echoed: dict[NodeId, int] = {}
+        self.take_members(voters)
         self._waiting: list[Future[int]] = []
         self._rounds: deque[_Round] = deque()
         self.context = 0
         """Number of the newest round; grows for the life of the process, whatever the term."""
+
+    def take_members(self, voters: tuple[NodeId, ...]) -> None:
+        """The voters but for this node. A round under way is confirmed by a majority of those there are at the end:
+        successive majorities share a member, so none can have elected another leader unseen."""
+        self._needed = (len(voters) + 1) // 2
+        self._echoed = {voter: self._echoed.get(voter, 0) for voter in voters}
 
     @property
     def pending(self) -> bool:
@@ -62,7 +68,7 @@ class Reads:
 
     def echo(self, peer: NodeId, context: int) -> None:
         """A follower confirmed us in the present term, having seen `context`."""
-        if self._echoed[peer] < context <= self.context:
+        if self._echoed.get(peer, context) < context <= self.context:
             self._echoed[peer] = context
 
     def settle(self) -> None:

@@ -6,7 +6,8 @@ The journal is declared here, not imported: storage and cluster are siblings, an
 from asyncio import Future
 from typing import NamedTuple, Protocol
 
-from raftspine.model import GroupId, NodeId
+from raftspine.model import GroupId, MemberId
+from raftspine.ports import Expected, Members, Position
 
 Row = tuple[bytes, int, int]
 """One log entry: command (its first byte says what kind), index, term."""
@@ -59,7 +60,11 @@ class GroupLog(Protocol):
     rows: list[Row]
     term: int
     vote: str | None
-    voters: tuple[NodeId, ...]
+    members: Members
+    """Who takes part at the base; no voters: blank, and nothing is held until a snapshot arrives."""
+    removed_at: int
+    """This node's membership ended with the entry at this index; 0: never."""
+    expected: Expected | None
     time_ms: int
     durable: int
     size_bytes: int
@@ -76,25 +81,38 @@ class GroupLog(Protocol):
     def truncate(self, index: int) -> None: ...
     def set_term(self, term: int, vote: str | None) -> None: ...
 
-    def rebase(self, index: int, term: int, time_ms: int, voters: tuple[NodeId, ...]) -> None:
+    def rebase(self, index: int, term: int, time_ms: int, members: Members) -> None:
         """Forget entries up to `index`; keep those above."""
         ...
 
-    def reset(self, index: int, term: int, time_ms: int, voters: tuple[NodeId, ...]) -> None:
+    def reset(self, index: int, term: int, time_ms: int, members: Members) -> None:
         """Forget all entries; the state machine stands at `index`."""
+        ...
+
+    def expect(self, at: Position, time_ms: int, members: Members) -> None:
+        """A snapshot is about to replace the state; should it have done so at the next start, the log is reset to
+        it then."""
+        ...
+
+    def remove(self, index: int) -> None:
+        """This node's membership ends with the entry at `index`, which the log need not hold."""
         ...
 
 
 class RaftJournal(Protocol):
     """The node's journal, shared by all groups."""
 
+    identity: bytes
+
     @property
     def dirty(self) -> bool: ...
     def group(self, group: GroupId) -> GroupLog | None: ...
 
     def create(
-        self, group: GroupId, voters: tuple[NodeId, ...], *, index: int = 0, term: int = 0, time_ms: int = 0
+        self, group: GroupId, voters: tuple[MemberId, ...], *, index: int = 0, term: int = 0, time_ms: int = 0
     ) -> GroupLog: ...
+
+    def identify(self, identity: bytes) -> None: ...
 
     def commit(self) -> "Future[None]":
         """Resolves when everything recorded so far is on disk; OSError when it may not be, after which the

@@ -147,6 +147,7 @@ SETTINGS: dict[str, dict[str, Parse[Any]]] = {
         "data_dir": path,
         "durability": choice("always", "interval"),
         "map_size_bytes": size(1 << 20, 1 << 46),
+        "snapshot_bytes_per_second": size(64 << 10, 1 << 40),
     },
     "timing": {"preset": choice(*PRESETS)}
     | {name: whole(1, _TEN_MINUTES_MS, "a time in ms") for name in Timing.__struct_fields__},

@@ -54,11 +54,13 @@ class Partitioning(Struct, frozen=True):
 
 class Storage(Struct, frozen=True):
     """`durability` of the ring: `always` (acknowledge after the sync) or `interval`. `map_size_bytes` is the
-    most the tree may grow to; the file is sparse."""
+    most the tree may grow to; the file is sparse. `snapshot_bytes_per_second` is the most a node sends of Raft
+    snapshots, all peers and groups together, so that those who wait for answers do not notice."""
 
     data_dir: Path = DEFAULT_DATA_DIR
     durability: str = "always"
     map_size_bytes: int = 64 << 30
+    snapshot_bytes_per_second: int = 16 << 20
 
 
 class Security(Struct, frozen=True):

@@ -36,6 +36,9 @@ BODY_BYTES: Final = 256 * 1024
 PATIENCE_SECONDS: Final = 0.1
 """How long the rest of a request may take to arrive before aiohttp, which has time limits, waits for it instead."""
 
+PIECES: Final = 16
+"""In how many pieces a request may arrive; each new one is looked at from the beginning."""
+
 WAITING_BYTES: Final = 256 * 1024
 """Bytes of later requests kept while one is answered; above it the client has to wait."""
 
@@ -138,6 +141,7 @@ class Connection(asyncio.Protocol):
         self._waiting = b""
         """Bytes that are not answered yet: a part of a request, or those behind the one under way."""
         self._under_way: Future[Reply] | None = None
+        self._pieces = 0
         self._requests = 0
         self._idle: TimerHandle | None = None
         self._hurry: TimerHandle | None = None
@@ -213,21 +217,21 @@ class Connection(asyncio.Protocol):
 
     def _take(self, data: bytes) -> None:
         """Answer requests for as long as they are whole and their answers need not be waited for."""
-        if self._hurry is not None:
-            self._hurry.cancel()
-            self._hurry = None
         while data and self._transport is not None and not self._transport.is_closing():
             try:
                 request, end = read(data)
             except Unfinished:
-                self._waiting = data
-                self._hurry = self._loop.call_later(PATIENCE_SECONDS, self._hand_over_waiting)
+                self._await_rest(data)
                 return
             except Unusual:
                 self._hand_over(data)
                 return
             data = data[end:]
             self._requests += 1
+            self._pieces = 0
+            if self._hurry is not None:
+                self._hurry.cancel()
+                self._hurry = None
             replied = eager.start(self._answer(request), self._loop)
             if not replied.done():
                 self._under_way = replied
@@ -240,6 +244,15 @@ class Connection(asyncio.Protocol):
             if self._transport is not None and self._transport.get_write_buffer_size() > HIGH_WATER:
                 self._hand_over(data)  # who does not read what was asked for is waited for there
                 return
+
+    def _await_rest(self, data: bytes) -> None:
+        self._pieces += 1
+        if self._pieces > PIECES:
+            self._hand_over(data)
+            return
+        self._waiting = data
+        if self._hurry is None:
+            self._hurry = self._loop.call_later(PATIENCE_SECONDS, self._hand_over_waiting)
 
     def _answered(self, request: PlainRequest, replied: "Future[Reply]") -> None:
         self._under_way = None

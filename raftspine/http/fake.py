@@ -204,7 +204,9 @@ class FakeMemories:
         status = await self.request_status(key)
         return status if status.state == "done" else RequestStatus(key, "void")
 
-    def new_id(self) -> str:
+    def new_id(self, ask: Ask, place: int = 0) -> str:
+        if ask.idempotency_key is not None:
+            return f"of-{ask.idempotency_key}-{place}"
         self._count += 1
         return f"00000000-0000-7000-8000-{self._count:012x}"
 

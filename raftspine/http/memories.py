@@ -85,8 +85,8 @@ class Memories(Protocol):
     async def conflicts(self, ask: Ask, id: str) -> Losers: ...
     async def versions(self, ask: Ask, id: str) -> History: ...
 
-    def new_id(self) -> str:
-        """A UUIDv7."""
+    def new_id(self, ask: Ask, place: int = 0) -> str:
+        """A UUID; for a request with an Idempotency-Key always the same, for each place in it another."""
         ...
 
 
@@ -125,12 +125,12 @@ class MemoryHandlers:
     async def post(self, call: Call) -> Reply:
         """As PUT; the node chooses the id unless the body brings one."""
         body: StoreBody = call.body
+        ask, draft, expect = self._intent(call, body)
         if body.id is UNSET:
-            id = self._memories.new_id()
+            id = self._memories.new_id(ask)
         else:
             id = body.id
             check_id(id, self._limits, "$.id")
-        ask, draft, expect = self._intent(call, body)
         answer = await self._memories.put(ask, id, draft, expect)
         return self._stored(call, answer, f"Location: /v1/memories/{quote(id, safe='')}\r\n")
 
@@ -291,12 +291,12 @@ class MemoryHandlers:
     def _line(self, call: Call, raw: msgspec.Raw, at: int, ask: Ask) -> BatchOp | SpineError:
         try:
             line: BatchLine = parse.decode(raw, _line_msgpack if call.body_msgpack else _line_json)
-            return self._op(line, ask)
+            return self._op(line, ask, at)
         except SpineError as error:
             return parse.within(error, f"$.ops[{at}]")
 
-    def _op(self, line: BatchLine, ask: Ask) -> BatchOp:
-        id = self._memories.new_id() if line.id is UNSET else line.id
+    def _op(self, line: BatchLine, ask: Ask, at: int) -> BatchOp:
+        id = self._memories.new_id(ask, at) if line.id is UNSET else line.id
         check_id(id, self._limits, "$.id")
         if isinstance(line, GetLine):
             return BatchOp("get", id)

@@ -7,25 +7,26 @@ table rules and the file is only compared with it. Nodes outside the meta group 
 
 Without the identity row a data directory copied or mounted at the wrong node would vote twice in one term, and one
 from another cluster would answer with that cluster's memories. A node that has lost its Raft journal
-no longer knows its votes either, and is not let back in (`check_votes`).
+no longer knows its votes either: it comes back as another member (identity.py).
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 
 from raftspine import codec
 from raftspine.core.ledger import cluster
-from raftspine.errors import Corrupt, Misuse, SpineError, Unavailable, Unknown
-from raftspine.model import META_GROUP, GroupId, NodeId, Table
-from raftspine.ports import Engine, Entropy, Position, ReplicatedLog, Rpc
+from raftspine.errors import Misuse, SpineError, Unavailable, Unknown
+from raftspine.model import META_GROUP, NodeId, Table
+from raftspine.ports import Engine, Entropy, ReplicatedLog, Rpc
 from raftspine.services.deadlines import Bell
 from raftspine.services.topology import Topology
 from raftspine.storage import keys
 
 GET_TABLE = "topology.get"
+TABLE_NEWS = "topology.news"
+FETCH_MS = 2_000
 IDENTITY_ROW = "identity"
 
 log = structlog.get_logger(__name__)
@@ -132,34 +133,15 @@ class ClusterBootstrap:
             elif isinstance(answer, BaseException):
                 raise answer
             elif answer is not None:
-                self._topology.adopt(codec.decode_table(answer))
+                self._adopt(codec.decode_table(answer))
 
-
-def check_votes(
-    node: NodeId,
-    topology: Topology,
-    journal: Sequence[GroupId],
-    position: Callable[[GroupId], Position],
-    *,
-    raft_folder: str,
-) -> None:
-    """Raises Corrupt when this node has lived before and its Raft journal has been lost.
-
-    Such a node has forgotten whom it voted for and which entries it acknowledged. Back under its id it would vote a
-    second time in a term, or elect a leader that lacks what it helped to commit. `journal` names the groups in the
-    journal, `position` tells where each group's stored state stands: entries are applied only once the journal is on
-    disk, so state of a log that the journal does not know proves the loss, and a crash in a node's first moments,
-    which leaves a table and no journal yet, is not mistaken for one.
-    """
-    if journal or all(position(group).index == 0 for group in (META_GROUP, *topology.held())):
-        return
-    raise Corrupt(
-        f"the Raft journal in {raft_folder} is empty, but node {node} has taken part in its groups before: the votes "
-        "and acknowledgements it gave are lost, and a node that lost its votes must not come back under its id. "
-        f"Restore {raft_folder} as it was when the node last stopped. If it is gone for good, leave this node down "
-        "(the cluster goes on while each group has a majority); replacing a node is not supported yet",
-        details={"file": raft_folder},
-    )
+    def _adopt(self, table: Table) -> None:
+        """Take up a peer's table. A store that refuses it now is asked again in the next round: were it an end, the
+        node would stay without a table for good once its disk is well."""
+        try:
+            self._topology.adopt(table)
+        except Unavailable as error:
+            log.info("the table cannot be stored yet", reason=error.message)
 
 
 def serve_table(rpc: Rpc, topology: Topology, cluster_name: str) -> None:
@@ -171,6 +153,35 @@ def serve_table(rpc: Rpc, topology: Topology, cluster_name: str) -> None:
         return None if topology.known is None else codec.encode(topology.known)
 
     rpc.serve(GET_TABLE, answer)
+
+
+def spread_table(rpc: Rpc, topology: Topology, cluster_name: str) -> None:
+    """Let the peers know which table is in force here, with each change and each new link, and take a newer one from
+    whoever has it. Only the meta group's nodes see the table decided; all lead groups by it."""
+
+    def tell(peer: NodeId, up: bool = True) -> None:
+        if up and topology.known is not None:
+            rpc.cast(peer, TABLE_NEWS, (cluster_name, topology.epoch))
+
+    def changed(table: Table) -> None:
+        for member in table.members:
+            if member.id != topology.node and rpc.connected(member.id):
+                tell(member.id)
+
+    async def heard(peer: NodeId, body: Any) -> None:
+        name, epoch = body
+        if name != cluster_name or epoch <= topology.epoch:
+            return
+        try:
+            answer = await rpc.call(peer, GET_TABLE, cluster_name, timeout_ms=FETCH_MS)
+            if answer is not None:
+                topology.adopt(codec.decode_table(answer))
+        except SpineError as error:
+            log.info("a newer table could not be taken", peer=peer, epoch=epoch, reason=error.message)
+
+    rpc.serve(TABLE_NEWS, heard)
+    rpc.on_link(tell)
+    topology.on_change(changed)
 
 
 def differences(plan: Table, table: Table) -> list[str]:

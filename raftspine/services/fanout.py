@@ -138,7 +138,7 @@ class Fanout:
 
     def reachable(self, peers: Iterable[NodeId]) -> int:
         """How many of these peers have a link now."""
-        return sum(1 for peer in peers if self._rpc.connected(peer))
+        return sum(map(self._rpc.connected, peers))
 
     def _push(self, peer: NodeId) -> None:
         """Send a peer what has gathered for it."""

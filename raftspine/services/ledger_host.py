@@ -14,8 +14,10 @@ Everything here is the same on all replicas but for two things that do not matte
 (they depend on what of the ring this replica has) and when expired request rows are swept.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
+
+import msgspec
 
 from raftspine import codec
 from raftspine.core.ledger import cluster, commands, machine
@@ -37,12 +39,16 @@ from raftspine.core.ledger.state import (
 )
 from raftspine.errors import Corrupt, NoSpace, SpineError, Unavailable
 from raftspine.model import META_GROUP, GroupId, RingRecord, StrongRecord, Table, Version
-from raftspine.ports import Engine, Position, Row, View
-from raftspine.services import ledger_snapshot
+from raftspine.ports import CrashPoint, Doubt, Engine, Mark, Position, Row, View, nowhere
+from raftspine.services import ledger_chain, ledger_snapshot
+from raftspine.services.ledger_chain import MARKS_KEPT, START, Chain
 from raftspine.storage import keys, memories
 
 COUNTERS = "counter"
 """The ledger's table of counters, see storage.keys.ledger."""
+
+_GONE = b"\0"
+"""Stands in the chain for a row that was removed; no stored value begins with it."""
 
 T = TypeVar("T")
 
@@ -60,16 +66,18 @@ class RingSink(Protocol):
 
 
 class Applied(NamedTuple):
-    """Where a group's state stands: the last entry in it, and the latest leader time it has seen."""
+    """Where a group's state stands: the last entry in it, the latest leader time it has seen, and the chain of hashes
+    over what its entries did."""
 
     at: Position
     time_ms: int
+    chain: Chain | None = None
 
 
 def load_applied(view: View, group: GroupId) -> Applied:
     """What the state was stored with; zeros for a new group. Raises Corrupt."""
     at, time_ms = memories.applied(view, group)
-    return Applied(at, time_ms or 0)
+    return Applied(at, time_ms or 0, ledger_chain.decode(memories.chain(view, group)) if at.index else START)
 
 
 def load_meta(view: View) -> Table | None:
@@ -95,14 +103,17 @@ class LedgerHost:
         ring: RingSink,
         *,
         on_table: Callable[[Table], Any],
+        passed: CrashPoint = nowhere,
         on_rows: Callable[[GroupId, Sequence[SetRow]], None] | None = None,
         on_install: Callable[[GroupId], None] | None = None,
     ) -> None:
         self._engine = engine
-        self._ring = ring
-        self._on_table = on_table
+        self._passed = passed
         self.on_rows = on_rows
         self.on_install = on_install
+        self._marks: dict[GroupId, list[Mark]] = {}
+        self._ring = ring
+        self._on_table = on_table
         self._applied: dict[GroupId, Applied] = {}
         self._swept: dict[GroupId, bytes] = {}
 
@@ -136,35 +147,43 @@ class LedgerHost:
                 f"shard group {group}: entry {at.index} came after entry {before.at.index} had been applied"
             )
         # Leaders stamp entries with their own clocks; the machine's time must not run backwards between them.
-        after = Applied(at, max(time_ms, before.time_ms))
+        time_ms = max(time_ms, before.time_ms)
         rows: list[Row]
+        done: list[bytes]
         written: list[SetRow] = []
         if group == META_GROUP:
             results, rows = self._apply_meta(at.index, commands)
+            done = [data or b"" for _, data in rows]
         else:
-            results, rows = self._apply_shard(group, after, commands, written)
-        rows.append(memories.applied_row(group, at, after.time_ms))
+            results, rows, done = self._apply_shard(group, at, time_ms, commands, written)
+        chain = ledger_chain.advance(before.chain, before.at.index, at.index, done)
+        rows.append(memories.applied_row(group, at, time_ms, chain))
         self._engine.stage(rows)
-        self._applied[group] = after
-        if group == META_GROUP and results:
+        self._applied[group] = Applied(at, time_ms, chain)
+        if chain is not None and chain.mark is not None and chain.mark != (before.chain and before.chain.mark):
+            self._keep(group, chain.mark)
+        if group == META_GROUP and results and results[-1][0].table is not None:
             self._on_table(results[-1][0].table)
         if written and self.on_rows is not None:
             self.on_rows(group, written)
         return results
 
     def _apply_shard(
-        self, group: GroupId, after: Applied, entry: Sequence[bytes], written: list[SetRow]
-    ) -> tuple[list[Any], list[Row]]:
+        self, group: GroupId, at: Position, time_ms: int, entry: Sequence[bytes], written: list[SetRow]
+    ) -> tuple[list[Any], list[Row], list[bytes]]:
+        """Results, rows to store, and what of it all replicas must have done alike."""
         decoded = [commands.decode(command) for command in entry]
         batch = _Batch(self._engine, self._ring, group)
         results: list[tuple[Outcome, int]] = []
-        index = after.at.index
+        index = at.index
         for sub, command in enumerate(decoded):
-            outcome, effects = machine.apply(batch, command, Place(index, sub, after.at.term), group, after.time_ms)
+            outcome, effects = machine.apply(batch, command, Place(index, sub, at.term), group, time_ms)
             batch.store(effects)
+            batch.done.append(outcome.status.encode())
             results.append((outcome, index))
+        rows = batch.finish()
         written += batch.written
-        return results, batch.changed
+        return results, rows, batch.done
 
     def _apply_meta(self, index: int, entry: Sequence[bytes]) -> tuple[list[Any], list[Row]]:
         decoded = [cluster.decode(command) for command in entry]
@@ -185,7 +204,7 @@ class LedgerHost:
         view = await self._engine.freeze()
         return load_applied(view, group).at, ledger_snapshot.Stream(view, group)
 
-    async def install(self, group: GroupId, at: Position, chunks: Sequence[bytes]) -> None:
+    async def install(self, group: GroupId, at: Position, chunks: Iterable[bytes]) -> None:
         """Replace the group's state by a snapshot, in one durable batch: a crash leaves the old state or the
         new.
 
@@ -196,24 +215,52 @@ class LedgerHost:
         may not outlive a power loss: the caller must halt the group, and a restart finds one or the other.
         """
         rows = await ledger_snapshot.replacement(self._engine, group, at, chunks)
+        self._passed("snapshot:verified")
+        if self.doubt(group) is not None:
+            rows.append(memories.doubt_row(group, None))
         self._engine.stage(rows)
         for key, data in rows:
             if key[:1] == keys.STRONG and data is not None:
                 self._ring.shadow(group, codec.decode_strong(data))
         self._applied[group] = load_applied(self._engine, group)
+        self._marks.pop(group, None)
         if self.on_install is not None:
             self.on_install(group)
+        if group == META_GROUP and (table := load_meta(self._engine)) is not None:
+            self._on_table(table)  # in this batch too: by the next turn the store may refuse
+        self._passed("snapshot:switching")
         try:
             await self._engine.commit(durable=True)
         except SpineError as error:
             raise OSError(f"the snapshot of group {group} may not be on disk: {error.message}") from error
-        if group == META_GROUP:
-            table = load_meta(self._engine)
-            if table is not None:
-                self._on_table(table)
+        self._passed("snapshot:switched")
 
     async def flush(self) -> None:
         """Everything applied so far is on disk."""
+        await self._engine.commit(durable=True)
+
+    # ── comparing with other replicas ───────────────────────────────────────────────────────────────────────
+
+    def marks(self, group: GroupId) -> Sequence[Mark]:
+        """What the last stretches of the group's history came to, oldest first; after a start only the newest."""
+        known = self._marks.get(group)
+        if known is None:
+            chain = self.applied(group).chain
+            known = self._marks[group] = [chain.mark] if chain is not None and chain.mark is not None else []
+        return known
+
+    def _keep(self, group: GroupId, mark: Mark) -> None:
+        known = self._marks.setdefault(group, [])
+        known.append(mark)
+        del known[:-MARKS_KEPT]
+
+    def doubt(self, group: GroupId) -> Doubt | None:
+        data = memories.doubt(self._engine, group)
+        return None if data is None else msgspec.convert(data, Doubt)
+
+    async def set_doubt(self, group: GroupId, doubt: Doubt | None) -> None:
+        """Returns when it is on disk. Raises what the engine raises when it takes no changes."""
+        self._engine.stage([memories.doubt_row(group, doubt)])
         await self._engine.commit(durable=True)
 
     # ── sweeping ────────────────────────────────────────────────────────────────────────────────────────────
@@ -264,37 +311,55 @@ class Stored(LedgerView):
 
 class _Batch(Overlay):
     """The state while one entry is applied: the engine's, and on top what the commands before have changed.
-    Nothing is staged until the entry is through, so `changed` grows here."""
+    Nothing is staged until the entry is through; `finish` gives the rows. Counters change with nearly every
+    command, and only their last value is stored."""
 
     def __init__(self, engine: Engine, ring: RingSink, group: GroupId) -> None:
         super().__init__(Stored(engine, group))
         self._engine = engine
         self._sink = ring
         self._group = group
-        self.changed: list[Row] = []
+        self._changed: list[Row] = []
+        self._counted: dict[str, int] = {}
         self.written: list[SetRow] = []
+        self.done: list[bytes] = []
+        """What goes into the chain: rows that all replicas store alike, versions given to the ring, outcomes."""
+
+    def finish(self) -> list[Row]:
+        """All changed rows. A counter is one row however often the entry has changed it."""
+        for name, value in self._counted.items():
+            key = keys.ledger(self._group, COUNTERS, name)
+            data = codec.encode(value) if value else None
+            self._changed.append((key, data))
+            self.done += key, data or _GONE
+        return self._changed
 
     def store(self, effects: Sequence[Effect]) -> None:
         """Take up a command's effects, in order, and turn them into rows."""
         self.perform(effects)
         for effect in effects:
             if isinstance(effect, SetStrong):
-                self.changed += memories.strong_rows(self._group, effect.id, effect.old, effect.new)
+                rows = memories.strong_rows(self._group, effect.id, effect.old, effect.new)
+                self._changed += rows
+                self.done += rows[0][0], rows[0][1] or _GONE
                 if effect.old is None and effect.new is not None:
                     self._sink.shadow(self._group, effect.new)
             elif isinstance(effect, SetRow):
-                self.changed.append((keys.ledger_table(self._group, effect.table) + effect.key, effect.value))
+                key = keys.ledger_table(self._group, effect.table) + effect.key
+                self._changed.append((key, effect.value))
                 self.written.append(effect)
+                self.done += key, effect.value or _GONE
             elif isinstance(effect, SetRequest):
-                row = encode_request(effect.row)
-                self.changed.append(memories.strong_request_row(self._group, effect.digest, row))
+                data = encode_request(effect.row)
+                self._changed.append(memories.strong_request_row(self._group, effect.digest, data))
+                self.done += effect.digest, data
             elif isinstance(effect, SetCounter):
-                key = keys.ledger(self._group, COUNTERS, effect.name)
-                self.changed.append((key, codec.encode(effect.value) if effect.value else None))
+                self._counted[effect.name] = effect.value
             elif isinstance(effect, SetRing):
+                self.done.append(codec.encode(effect.version))
                 self._sink.adopt(self._group, effect.version)
             else:
-                self.changed += conflict_rows(self._engine, self._group, effect)
+                self._changed += conflict_rows(self._engine, self._group, effect)
 
 
 def load_request(view: View, group: GroupId, digest: bytes) -> RequestRow | None:

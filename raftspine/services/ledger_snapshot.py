@@ -11,21 +11,24 @@ full: a record may be larger than a chunk. Whole-stream checksums are the sender
 
 import struct
 from asyncio import sleep
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 from raftspine import codec
 from raftspine.core.ledger.memories import outside
 from raftspine.core.version_text import strong_version_text
-from raftspine.errors import Corrupt
+from raftspine.errors import Corrupt, NoSpace
 from raftspine.model import GroupId, StrongRecord
 from raftspine.ports import Engine, FrozenView, Position, Row, View
 from raftspine.storage import keys, memories
+from raftspine.storage.segment import MAX_RECORD_BYTES
 
 CHUNK_BYTES = 256 * 1024
 MARK = b"\x01"
 KINDS = (keys.STRONG, keys.STRONG_REQUEST, keys.LEDGER, keys.APPLIED)
-PAGE = 256
-"""Rows read at a time: at most a few MB of the largest records, and a pause for the loop after each."""
+PAGE = 64
+PAGE_BYTES = 1 << 20
+"""Rows read at a time, with a pause for the loop after each page: fewer where they are large, so that a page is about
+this many bytes. A page of large records held up every request on the node for its time."""
 
 _LENGTHS = struct.Struct(">II")
 
@@ -74,34 +77,57 @@ class Stream(AsyncIterator[bytes]):
 
 def _rows(view: View, group: GroupId) -> Iterator[list[tuple[bytes, bytes]]]:
     """All rows that a snapshot of the group is made of, in pages."""
+    limit = 1
     for kind in KINDS:
         lo, hi = keys.span(kind, group)
-        while page := view.scan(lo, hi, limit=PAGE):
+        while page := view.scan(lo, hi, limit=limit):
             yield page
             lo = page[-1][0] + b"\0"
+            size = sum(len(value) for _, value in page) // len(page) + 1
+            limit = max(1, min(PAGE, 2 * limit, PAGE_BYTES // size))
 
 
-def unpack(chunks: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """The rows in a stream. Raises Corrupt when it is cut off or of a newer format."""
-    data = memoryview(b"".join(chunks))
-    if bytes(data[:1]) != MARK:
+def unpack(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """The rows in a stream, with little more of it in memory than one row. Raises Corrupt when it is cut off or of a
+    newer format."""
+    data, marked = bytearray(), False
+    for chunk in chunks:
+        data += chunk
+        offset = 0
+        if not marked and data:
+            _check_marker(data)
+            offset, marked = 1, True
+        while (end := _row_end(data, offset)) is not None:
+            key_length, _ = _LENGTHS.unpack_from(data, offset)
+            start = offset + _LENGTHS.size
+            yield bytes(data[start : start + key_length]), bytes(data[start + key_length : end])
+            offset = end
+        del data[:offset]
+    if not marked:
+        _check_marker(data)
+    if data:
+        raise Corrupt("snapshot: cut off inside a row")
+
+
+def _check_marker(data: bytearray) -> None:
+    if data[:1] != MARK:
         raise Corrupt(f"snapshot: unknown format marker {bytes(data[:1])!r}; from a newer version?")
-    offset = 1
-    while offset < len(data):
-        start = offset + _LENGTHS.size
-        if start > len(data):
-            raise Corrupt("snapshot: cut off inside a row", details={"offset": offset})
-        key_length, value_length = _LENGTHS.unpack_from(data, offset)
-        offset = start + key_length + value_length
-        if offset > len(data):
-            raise Corrupt("snapshot: cut off inside a row", details={"offset": offset})
-        yield bytes(data[start : start + key_length]), bytes(data[start + key_length : offset])
 
 
-async def replacement(engine: Engine, group: GroupId, at: Position, chunks: Sequence[bytes]) -> list[Row]:
+def _row_end(data: bytearray, offset: int) -> int | None:
+    """Where the row at `offset` ends, if all of it is there."""
+    if offset + _LENGTHS.size > len(data):
+        return None
+    key_length, value_length = _LENGTHS.unpack_from(data, offset)
+    end = offset + _LENGTHS.size + int(key_length) + int(value_length)
+    return None if end > len(data) else end
+
+
+async def replacement(engine: Engine, group: GroupId, at: Position, chunks: Iterable[bytes]) -> list[Row]:
     """The rows that turn the group's stored state into the snapshot's.
 
-    Raises Corrupt when the chunks are not a snapshot of this group at `at`.
+    Raises Corrupt when the chunks are not a snapshot of this group at `at`, NoSpace when the change is larger than
+    one record of the node's log can be, as it has to be one.
     """
     coming = await _checked(group, chunks)
     found, time_ms = memories.applied(coming, group)
@@ -121,10 +147,13 @@ async def replacement(engine: Engine, group: GroupId, at: Position, chunks: Sequ
             await sleep(0)
         if key not in seen:
             rows += _change(engine, group, key, None, fresh, time_ms)
+    size = sum(len(key) + len(data or b"") + 16 for key, data in rows)
+    if size > MAX_RECORD_BYTES:
+        raise NoSpace(f"shard group {group}: a snapshot that changes {size} bytes cannot be installed at once")
     return rows
 
 
-async def _checked(group: GroupId, chunks: Sequence[bytes]) -> dict[bytes, bytes]:
+async def _checked(group: GroupId, chunks: Iterable[bytes]) -> dict[bytes, bytes]:
     """The snapshot's rows; Corrupt for a key that has no place in a snapshot of this group."""
     prefixes = tuple(keys.kind_of_group(kind, group) for kind in KINDS)
     coming: dict[bytes, bytes] = {}

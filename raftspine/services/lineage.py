@@ -45,7 +45,12 @@ def settle(group: int, record: RingRecord) -> tuple[RingRecord, tuple[Version, .
     latest = record.context.get(origin_of_log(group), 0)
     if not latest or len(record.versions) < 2:
         return record, ()
-    fallen = tuple(v for v in record.versions if epoch(group, v) < latest)
+    fallen = tuple(v for v in record.versions if fallen_to_demotion(group, v, record))
     if not fallen or len(fallen) == len(record.versions):
         return record, ()
     return RingRecord(tuple(v for v in record.versions if v not in fallen), record.context), fallen
+
+
+def fallen_to_demotion(group: int, version: Version, record: RingRecord) -> bool:
+    """Whether a version had not seen the latest demotion that a record of its id knows of."""
+    return epoch(group, version) < record.context.get(origin_of_log(group), 0)

@@ -61,8 +61,8 @@ class Listing:
     async def page(self, ask: Ask, token: Token | None, query: ListQuery) -> Page:
         """Raises InvalidRequest for a malformed cursor, Unavailable when a group cannot be read as promised."""
         everything = self._topology.group_ids()
-        here = [group for group in everything if self._replica.holds(group)]
-        away = [group for group in everything if not self._replica.holds(group)]
+        here = [group for group in everything if self._replica.serves(group)]
+        away = [group for group in everything if not self._replica.serves(group)]
         pages = await asyncio.gather(
             *([self.local(ask, token, query, here)] if here else []),
             *([self._there(ask, query, away)] if away else []),
@@ -92,7 +92,7 @@ class Listing:
 
     async def local(self, ask: Ask, token: Token | None, query: ListQuery, groups: list[GroupId]) -> Page:
         """A page of groups this node holds. Raises Misdirected for one it does not."""
-        if not all(self._replica.holds(group) for group in groups):
+        if not all(self._replica.serves(group) for group in groups):
             raise Misdirected(
                 "this node does not hold the shard group either", details={"epoch": self._topology.epoch}
             )

@@ -10,7 +10,9 @@ lock its holder already has.
 """
 
 import asyncio
+from contextlib import suppress
 from functools import partial
+from uuid import UUID  # noqa: TID251 - the format only: chance comes from Entropy
 
 from msgspec import UNSET, structs
 
@@ -27,7 +29,7 @@ from raftspine.services.locate import Locator
 from raftspine.services.pictures import Pictures
 from raftspine.services.promotion import ATTEMPTS, Promotion, changing
 from raftspine.services.replica import Promoted, RingReplica
-from raftspine.services.requests import Requests
+from raftspine.services.requests import Requests, digest_of
 from raftspine.services.ring import RingPath
 from raftspine.services.sessions import Sessions, require_log
 from raftspine.services.shown import live, shown
@@ -120,7 +122,7 @@ class Memories:
         tags = () if draft.tags is UNSET else draft.tags
         group = await self._locate(ask, id, draft.agent_id or ask.agent_id, tags)
         self._check_guards(ask, group)
-        if not self._replica.holds(group):
+        if not self._replica.serves(group):
             return await self._forwarder.put(group, ask, id, draft, expect)
         try:
             return await self._writes.put(group, ask, id, draft, expect)
@@ -131,7 +133,7 @@ class Memories:
         """Change some fields of a memory. Raises NotFound."""
         group = await self._locate(ask, id, ask.agent_id, ())
         self._check_guards(ask, group)
-        if not self._replica.holds(group):
+        if not self._replica.serves(group):
             return await self._forwarder.patch(group, ask, id, patch, expect)
         try:
             return await self._writes.patch(group, ask, id, patch, expect)
@@ -142,7 +144,7 @@ class Memories:
         """Delete a memory; deleting what is absent is done already."""
         group = await self._locate(ask, id, ask.agent_id, ())
         self._check_guards(ask, group)
-        if not self._replica.holds(group):
+        if not self._replica.serves(group):
             return await self._forwarder.delete(group, ask, id, expect)
         try:
             return await self._writes.delete(group, ask, id, expect)
@@ -154,9 +156,12 @@ class Memories:
     async def get(self, ask: Ask, id: str) -> Answer:
         """Read a memory as its model, or a model asked for, demands. Raises NotFound, Unavailable."""
         group = await self._locate(ask, id, ask.agent_id, ())
-        if not self._replica.holds(group):
+        if not self._replica.serves(group):
             return await self._forwarder.get(group, ask, id)
         wish = ask.consistency
+        if ask.group is None and self._incomplete(group, wish):
+            with suppress(Unavailable, Misdirected):  # nobody to ask: what is here is the best there is
+                return await self._forwarder.get(group, ask, id)
         if wish is Model.EVENTUAL:
             return self._get_here(group, self._sessions.open(ask.token), id)
         token = self._sessions.open(ask.token)
@@ -179,6 +184,16 @@ class Memories:
                 if version is not None:
                     return self._answers.found(token, group, version, wish)
         return await self._get_strongly(ask, token, group, id, certain=certain)
+
+    def _incomplete(self, group: GroupId, wish: Model | None) -> bool:
+        """Whether this replica may lack what it once had, so that others should be asked: it lost its disk and does
+        not take part in the group's log yet; or, for a read that asks nobody, it has not compared itself with its
+        peers since it started."""
+        if not self._topology.peers(group):
+            return False
+        if wish is Model.EVENTUAL and not self._replica.level(group):
+            return True
+        return group not in self._log.groups() or self._log.status(group).role in ("learner", "removed")
 
     def _get_here(self, group: GroupId, token: Token | None, id: str) -> Answer:
         """Whatever this replica has, without any wait."""
@@ -265,7 +280,7 @@ class Memories:
     async def conflicts(self, ask: Ask, id: str) -> Losers:
         """Writes that lost against concurrent ones, newest first."""
         group = await self._locate(ask, id, ask.agent_id, ())
-        if not self._replica.holds(group):
+        if not self._replica.serves(group):
             return await self._forwarder.conflicts(group, ask, id)
         return [
             Loser(id, lost.version, lost.memory, lost.lost_at_ms, lost.winner)
@@ -278,7 +293,7 @@ class Memories:
         assert answer.stored is not None, "a found memory is stored"
         kept = [answer.stored]
         group = await self._locate(ask, id, ask.agent_id, ())
-        if answer.stored.model is not Model.STRONG and self._replica.holds(group):
+        if answer.stored.model is not Model.STRONG and self._replica.serves(group):
             record = self._replica.record(group, id)
             for version in record.versions if record else ():
                 text = rows.ring_version(version)
@@ -297,7 +312,7 @@ class Memories:
             group = await self._locate(Ask(), id, agent_id, tags)
         reason = decision.reason
         model, path = decision.model, decision.path
-        if id is not None and not tags and self._replica.holds(group) and self._live_strong(group, id) is not None:
+        if id is not None and not tags and self._replica.serves(group) and self._live_strong(group, id) is not None:
             model, path, reason = Model.STRONG, Path.STRONG, "a strong memory with this id exists"
         return Explained(
             model=model,
@@ -316,14 +331,20 @@ class Memories:
     async def void_request(self, key: str) -> RequestStatus:
         return await self._requests.void(key)
 
-    def new_id(self) -> str:
-        """A UUIDv7 (RFC 9562): ordered by time, unique by chance."""
+    def new_id(self, ask: Ask, place: int = 0) -> str:
+        """An id for a memory that came without one. With an Idempotency-Key it follows from the key and the place in
+        the request (a UUIDv8, RFC 9562): a repetition that reached another node with another id would look in another
+        place for what the first one did, and do it again. Else a UUIDv7: ordered by time, unique by chance."""
+        if ask.idempotency_key is not None:
+            digest = bytearray(digest_of(f"{ask.idempotency_key}#{place}#id"))
+            digest[6] = 0x80 | (digest[6] & 0x0F)
+            digest[8] = 0x80 | (digest[8] & 0x3F)
+            return str(UUID(bytes=bytes(digest)))
         ms = self._clock.wall_ms()
         tail = bytearray(self._entropy.token_bytes(10))
         tail[0] = 0x70 | (tail[0] & 0x0F)
         tail[2] = 0x80 | (tail[2] & 0x3F)
-        text = (ms.to_bytes(6, "big") + bytes(tail)).hex()
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        return str(UUID(bytes=ms.to_bytes(6, "big") + bytes(tail)))
 
     # ── shared steps ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -331,7 +352,7 @@ class Memories:
         """The shard group of an id. A node that forwards has found it already."""
         if ask.group is not None:
             group = GroupId(ask.group)
-            if not self._replica.holds(group):
+            if not self._replica.serves(group):
                 raise Misdirected(
                     "this node does not hold the shard group either", details={"epoch": self._topology.epoch}
                 )

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 from raftspine.core.hlc import Hlc
 from raftspine.model import META_GROUP, GroupId, NodeId, Table
-from raftspine.ports import Engine, LogStatus, ReplicatedLog, Rpc
+from raftspine.ports import Engine, LogStatus, ReplicatedLog, Rpc, SnapshotProgress
 from raftspine.services.catchup import Catchup
 from raftspine.services.counts import Counts
 from raftspine.services.fanout import Fanout
+from raftspine.services.identity import Identity
 from raftspine.services.replica import RingReplica
 from raftspine.services.telemetry import Telemetry
 from raftspine.services.topology import Topology
@@ -26,6 +27,16 @@ class Coordinated(Protocol):
 
     def gauges(self) -> dict[str, tuple[str, float]]: ...
     def counters(self) -> dict[str, tuple[str, float]]: ...
+
+
+class SnapshotTraffic(Protocol):
+    """What Raft snapshots have cost this node since it started."""
+
+    sent_bytes: int
+    received_bytes: int
+    resumed_bytes: int
+    installed: int
+    failed: int
 
 
 class Overview:
@@ -48,6 +59,9 @@ class Overview:
         telemetry: Telemetry,
         coordination: Coordinated,
         link_counters: Callable[[], Mapping[str, int]],
+        traffic: SnapshotTraffic,
+        divergences: Callable[[], int],
+        identity: Identity,
     ) -> None:
         self.node = node
         self.node_id = str(node)
@@ -64,6 +78,9 @@ class Overview:
         self._telemetry = telemetry
         self._coordination = coordination
         self._link_counters = link_counters
+        self._traffic = traffic
+        self._divergences = divergences
+        self._identity = identity
         telemetry.watch(self)
 
     # ── for HTTP ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -74,10 +91,10 @@ class Overview:
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether this node can serve all it holds, and what is missing."""
-        table = self._topology.known
-        if table is None:
-            return False, ["the cluster's table is not known yet"]
-        reasons = []
+        waits_for = self._identity.waits_for
+        if waits_for or self._topology.known is None:
+            return False, [waits_for or "the cluster's table is not known yet"]
+        reasons = self._rejoining()
         why = self._engine.read_only()
         if why is not None:
             reasons.append(f"writes are refused: {why}")
@@ -85,6 +102,8 @@ class Overview:
             name = group_name(status.group)
             if status.reason is not None:
                 reasons.append(f"{name}: {status.reason}")
+            elif status.role == "learner":
+                continue  # said above, for all groups together
             elif status.leader is None:
                 reasons.append(f"{name} has no leader")
             elif status.commit == 0:
@@ -92,6 +111,15 @@ class Overview:
         held = self._topology.held()
         reasons += [f"{group_name(group)} is not loaded yet" for group in held if not self._replica.holds(group)]
         return not reasons, reasons
+
+    def _rejoining(self) -> list[str]:
+        """How far a node that lost its place in its groups has come."""
+        held = [*self._topology.held(), *([META_GROUP] if self._topology.holds(META_GROUP) else ())]
+        member, present = self._identity.member, {status.group: status for status in self.log_statuses()}
+        back = sum(1 for group in held if group in present and member in present[group].voters)
+        if back == len(held):
+            return []
+        return [f"rejoining as {member}: {back} of {len(held)} groups count on this node again"]
 
     def status(self) -> dict[str, Any]:
         """This node's state, for `cluster status`."""
@@ -102,6 +130,7 @@ class Overview:
             "version": self.version,
             "ready": ok,
             "reasons": reasons,
+            "raft_id": self._identity.member,
             "epoch": self._topology.epoch,
             "cluster_id": None if table is None else table.cluster_id,
             "read_only": self._engine.read_only(),
@@ -125,7 +154,10 @@ class Overview:
                     "applied": status.applied,
                     "last": status.last,
                     "voters": list(status.voters),
+                    "learners": list(status.learners),
                     **({"reason": status.reason} if status.reason else {}),
+                    **({"quarantined": True} if status.quarantined else {}),
+                    **({"snapshots": [_snapshot(one) for one in status.snapshots]} if status.snapshots else {}),
                 }
                 for status in self.log_statuses()
             ],
@@ -190,6 +222,15 @@ class Overview:
         return {
             "spine_conflicts": ("Writes that lost against a concurrent one.", self._replica.conflicts_total),
             "spine_catchup_dots": ("Ring writes fetched from peers after being missed.", self._catchup.pulled_total),
+            "spine_raft_snapshot_sent_bytes": ("Bytes of Raft snapshots sent.", self._traffic.sent_bytes),
+            "spine_raft_snapshot_received_bytes": ("Bytes of Raft snapshots staged.", self._traffic.received_bytes),
+            "spine_raft_snapshot_resumed_bytes": (
+                "Bytes of Raft snapshots that a resumed transfer did not send again.",
+                self._traffic.resumed_bytes,
+            ),
+            "spine_raft_snapshots_installed": ("Raft snapshots put in force here.", self._traffic.installed),
+            "spine_raft_snapshots_failed": ("Raft snapshots given up or refused.", self._traffic.failed),
+            "spine_raft_divergence": ("Replicas found to differ from others.", self._divergences()),
             "spine_full_syncs": ("Shard groups taken whole from a peer.", self._catchup.full_syncs_total),
             "spine_push_refused": ("Ring writes refused by this replica.", self._catchup.refused_total),
             **self._coordination.counters(),
@@ -198,6 +239,11 @@ class Overview:
                 for name, value in self._link_counters().items()
             },
         }
+
+
+def _snapshot(progress: SnapshotProgress) -> dict[str, Any]:
+    way = {"from_leader": True} if progress.peer is None else {"to": progress.peer}
+    return {**way, "index": progress.index, "bytes": progress.size_bytes}
 
 
 def group_name(group: GroupId) -> str:

@@ -17,14 +17,14 @@ twice, even from a disk that was rolled back.
 """
 
 from asyncio import Future, get_running_loop
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
 from raftspine.core import merge
 from raftspine.core.dots import Vector
 from raftspine.core.hlc import Hlc
-from raftspine.errors import Rejected
+from raftspine.errors import Rejected, Unavailable
 from raftspine.model import GroupId, Memory, NodeId, RingRecord, StrongRecord, Version
 from raftspine.ports import Clock, Engine, Entropy, Row
 from raftspine.services import lineage
@@ -57,6 +57,8 @@ class RingReplica:
         self._clock = clock
         self._vectors: dict[GroupId, Vector] = {}
         self._next: dict[GroupId, int] = {}
+        self.withheld: Callable[[GroupId], bool] = lambda group: False
+        """Whether the log's state of a group is in doubt here; set once there is a log."""
         self._waiting: dict[GroupId, list[tuple[Needs, Future[bool]]]] = {}
         self._level: set[GroupId] = set()
         self._stable: dict[GroupId, Vector] = {}
@@ -77,8 +79,17 @@ class RingReplica:
     def holds(self, group: GroupId) -> bool:
         return group in self._vectors
 
+    def serves(self, group: GroupId) -> bool:
+        """Whether requests for a group may be answered from here: it is held, and its state is not in doubt."""
+        return group in self._vectors and not self.withheld(group)
+
     def vector(self, group: GroupId) -> Vector:
-        return self._vectors[group]
+        """What this replica has seen of a group. Raises Unavailable(`not_ready`) when it is not held, or not yet:
+        peers ask from the first moment on, and a node knows what it holds only once it has its table."""
+        vector = self._vectors.get(group)
+        if vector is None:
+            raise Unavailable(f"this node does not hold shard group {group}, or not yet", code="not_ready")
+        return vector
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -124,13 +135,13 @@ class RingReplica:
         """Stage a version, unless its dot was seen before. `known` spares the look-up of the stored record.
 
         Returns what its coordinator should be told: the merged record when there was a concurrent version in it that
-        the coordinator had not seen, whoever won; SHADOWED when the log keeps the id; else None. Raises
-        Rejected(`clock_drift`) for a stamp too far ahead, NoSpace, Promoted for a version of this node's own that
-        the log shadows; nothing is staged then."""
+        the coordinator had not seen, whoever won; SHADOWED when the log keeps the id; else None. The same for a dot
+        seen before: catch-up may have brought it, and told nobody. Raises Rejected(`clock_drift`) for a stamp too far
+        ahead, NoSpace, Promoted for a version of this node's own that the log shadows; nothing is staged then."""
         vector = self._vectors[group]
         origin, seq = version.origin, version.seq
         if vector.covers(origin, seq):
-            return None
+            return self._rival_of_seen(group, version)
         if origin != self.origin:
             self.hlc.observe(version.stamp, self._clock.wall_ms())
         strong = rows.strong(self.engine, group, version.id)
@@ -153,6 +164,25 @@ class RingReplica:
         if group in self._waiting:
             self._wake(group)
         return rival
+
+    def _rival_of_seen(self, group: GroupId, version: Version) -> RingRecord | None:
+        """What to tell the coordinator of a version that came here by another way before its own push did. This
+        replica's acknowledgement counts like any other, so it must say what it would have said at first sight; else
+        the one replica at which two quorums meet could keep silent about their conflict. A version that another has
+        replaced was seen by it, and there is nothing to tell."""
+        strong = rows.strong(self.engine, group, version.id)
+        if strong is not None and not lineage.outlives(group, version, strong):
+            return None if covers(strong.shadow, version) else SHADOWED
+        record = rows.ring(self.engine, group, version.id)
+        if record is None:
+            return None
+        others = [v for v in record.versions if v.dot != version.dot]
+        if len(others) < len(record.versions):
+            unseen = any(not (v.request and v.request == version.request) for v in others)
+        else:
+            replaced = any(v.origin == version.origin or covers(v.context, version) for v in others)
+            unseen = not replaced and lineage.fallen_to_demotion(group, version, record)
+        return record if unseen else None
 
     def _merged(
         self, group: GroupId, id: str, old: RingRecord | None, merged: merge.Merged

@@ -130,7 +130,7 @@ class Requests:
     # ── one group's log ─────────────────────────────────────────────────────────────────────────────────────
 
     async def _find(self, group: GroupId, digest: bytes, deadline_ms: int) -> Trace | None:
-        if self._topology.holds(group):
+        if self._topology.serves(group):
             return _trace(await self._look(group, digest, deadline_ms))
         problem: SpineError = Unavailable(
             f"no replica of shard group {group} can be reached", code="no_quorum", retry_after_ms=500
@@ -158,7 +158,7 @@ class Requests:
 
     async def _serve_find(self, peer: NodeId, body: Any) -> bytes | None:
         group, digest, deadline_ms = body
-        if not self._topology.holds(group):
+        if not self._topology.serves(group):
             raise Unavailable(f"shard group {group} is not kept here", code="not_ready")
         row = await self._look(group, digest, deadline_ms)
         return None if row is None else encode_request(row)

@@ -34,9 +34,7 @@ class Sessions:
         token = self._known.get(text)
         if token is None:
             token = session.decode(text, self._key)
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            self._known[text] = token
+            self._remember(text, token)
         return token
 
     def extend(self, token: Token | None) -> Token:
@@ -48,7 +46,15 @@ class Sessions:
         return fresh
 
     def seal(self, token: Token) -> str:
-        return session.encode(token, self._key)
+        """The token as text. It comes back with the next request, so it is remembered and must not change again."""
+        text = session.encode(token, self._key)
+        self._remember(text, token)
+        return text
+
+    def _remember(self, text: str, token: Token) -> None:
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+        self._known[text] = token
 
 
 async def log_applied(log: ReplicatedLog, token: Token, group: GroupId, wait_ms: int) -> bool:

@@ -208,7 +208,7 @@ class StrongPath:
     async def read(self, group: GroupId, id: str, deadline_ms: int | None = None) -> StrongRecord | None:
         """The record, linearizable; from a replica when this node keeps none. Unavailable when the deadline
         passes."""
-        if self._topology.holds(group):
+        if self._topology.serves(group):
             await self.barrier(group, deadline_ms)
             return memories.strong(self._engine, group, id)
         record, _ = await self._read_there(group, id, deadline_ms, linearizable=True)
@@ -219,7 +219,7 @@ class StrongPath:
     ) -> tuple[StrongRecord | None, int | None]:
         """The record as the nearest replica has it, and an upper estimate of its age in milliseconds (None:
         nothing has told that replica since it started)."""
-        if self._topology.holds(group):
+        if self._topology.serves(group):
             return memories.strong(self._engine, group, id), self.staleness_ms(group)
         return await self._read_there(group, id, deadline_ms, linearizable=False)
 
@@ -266,8 +266,8 @@ class StrongPath:
 
     async def _serve_read(self, peer: NodeId, body: Any) -> tuple[bytes | None, int | None]:
         group, id, left_ms, linearizable = body
-        if not self._topology.holds(group):
-            raise Unavailable(f"{self.node} keeps no replica of shard group {group}", code="not_ready")
+        if not self._topology.serves(group):
+            raise Unavailable(f"{self.node} shows no replica of shard group {group}", code="not_ready")
         age: int | None = 0
         if linearizable:
             await self.barrier(group, left_ms)

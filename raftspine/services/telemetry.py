@@ -158,6 +158,7 @@ class _Collected:
             "commit": "Commit index.",
             "applied": "Applied index.",
             "lag": "Entries committed but not applied here.",
+            "quarantined": "1 where this node's state differs from other replicas' and is not shown.",
         }
         families = {
             name: GaugeMetricFamily(f"spine_raft_{name}", text, labels=["group"]) for name, text in names.items()
@@ -168,5 +169,6 @@ class _Collected:
             families["term"].add_metric([group], status.term)
             families["commit"].add_metric([group], status.commit)
             families["applied"].add_metric([group], status.applied)
+            families["quarantined"].add_metric([group], 1.0 if status.quarantined else 0.0)
             families["lag"].add_metric([group], max(0, status.commit - status.applied))
         return families.values()

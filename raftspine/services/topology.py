@@ -35,6 +35,8 @@ class Topology:
         self._peers: dict[GroupId, tuple[NodeId, ...]] = {}
         self._held: frozenset[GroupId] = frozenset()
         self._members: dict[NodeId, Member] = {}
+        self.withheld: Callable[[GroupId], bool] = lambda group: False
+        """Whether this node's replica of a group is in doubt; set once there is a log."""
         self.arrived = Bell()
 
     # ── the table ───────────────────────────────────────────────────────────────────────────────────────────
@@ -125,6 +127,10 @@ class Topology:
     def holds(self, group: GroupId) -> bool:
         """Whether this node keeps a replica of the group."""
         return group in self._held
+
+    def serves(self, group: GroupId) -> bool:
+        """Whether strong requests for the group may be answered from this node's replica."""
+        return group in self._held and not self.withheld(group)
 
     def held(self) -> tuple[GroupId, ...]:
         """The shard groups this node keeps, the meta group not among them."""

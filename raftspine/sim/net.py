@@ -6,18 +6,26 @@ connection; a cut holds messages back until it heals, or until the connection is
 was in flight and tells both ends. *Datagrams* have no order: messages overtake, vanish and come twice, which
 no real link does but which every protocol above must survive.
 
-A message crosses as msgpack, so that nobody shares an object with a peer or sends what cannot be encoded. The
-lanes of a pair are independent. Nothing is delivered to a node that left, nor over a connection that was
-reset.
+So the whole-node simulation, whose transport promises authenticated links, knows loss only as a retransmission (a
+message that comes late and holds up all behind it) or as a connection that breaks, and knows duplication not at all;
+lanes overtake one another freely. The Raft-only simulation has datagrams.
+
+A message crosses as msgpack, so that nobody shares an object with a peer or sends what cannot be encoded. Nothing is
+delivered to a node that left, nor over a connection that was reset. A stopped process still receives: the kernel
+keeps what comes until it runs again, or until its peers have heard nothing for `give_up` and close the connection.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import msgspec
 
+from raftspine.cluster.rpc import BULK_CALL, CALL, CAST
 from raftspine.model import NodeId
-from raftspine.sim.loop import Dice, VirtualLoop
+from raftspine.sim.loop import Dice, Killed, Owner, VirtualLoop
 
 Receive = Callable[[NodeId, tuple[Any, ...]], None]
 LinkChanged = Callable[[NodeId, bool], None]
@@ -40,6 +48,8 @@ class Weather(NamedTuple):
     give_up: float = 3.5
     """How long a cut lasts before the connection over it counts as broken."""
     reconnect: tuple[float, float] = (0.02, 0.5)
+    lag: tuple[float, float] = (0.0, 0.0)
+    """What the lanes take longer: consensus and small calls, bulk."""
 
 
 class _Sent(NamedTuple):
@@ -56,6 +66,9 @@ class Network:
         self.loop = loop
         self.weather = weather or Weather()
         self.delivered = 0
+        self.traffic = 0
+        """A checksum over every message delivered so far, its way and its moment: two runs with the same one were the
+        same run."""
         self._dice = dice
         self._nodes: dict[NodeId, SimTransport] = {}
         self._epoch: dict[_Way, int] = {}
@@ -63,12 +76,19 @@ class Network:
         self._cuts: dict[_Way, int] = {}
         self._busy_until: dict[tuple[NodeId, NodeId, bool], float] = {}
         self._stopped: dict[_Way, list[_Sent]] = {}
+        self._silent: dict[NodeId, int] = {}
+        self._silences = 0
+        self._context = copy_context()
+        """What is on the wire belongs to no process: it arrives although its sender has stopped."""
 
     # ── coming and going ───────────────────────────────────────────────────────────────────────────────────
 
-    def join(self, node: NodeId) -> "SimTransport":
-        """A node starts; links to the others come up one by one."""
-        end = SimTransport(self, node)
+    def join(
+        self, node: NodeId, owner: Owner | None = None, at: Callable[[str], None] | None = None
+    ) -> "SimTransport":
+        """A node starts; links to the others come up one by one. Its code runs as `owner`'s; `at` is told each
+        message it sends and receives, before and after."""
+        end = SimTransport(self, node, owner, at)
         self._nodes[node] = end
         for other in self._nodes:
             if other != node:
@@ -78,6 +98,7 @@ class Network:
     def leave(self, node: NodeId) -> None:
         """A node's process ends; its peers notice."""
         end = self._nodes.pop(node, None)
+        self._silent.pop(node, None)
         if end is not None:
             end.gone = True
             for pair in [pair for pair in self._up if node in pair]:
@@ -90,7 +111,7 @@ class Network:
         way = (source, target)
         self._cuts[way] = self._cuts.get(way, 0) + 1
         pair = _pair(source, target)
-        self.loop.call_later(self.weather.give_up, self._give_up, way, self._epoch.get(pair, 0))
+        self._later(self.weather.give_up, self._give_up, way, self._epoch.get(pair, 0))
 
     def heal(self, source: NodeId, target: NodeId) -> None:
         way = (source, target)
@@ -121,6 +142,24 @@ class Network:
             self._take_down(pair)
             self._reconnect_later(pair)
 
+    def silence(self, node: NodeId) -> None:
+        """The node's process is stopped: nothing comes from it, and in time its peers close their connections."""
+        self._silences += 1
+        self._silent[node] = self._silences
+        self._later(self.weather.give_up, self._give_up_on, node, self._silences)
+
+    def unsilence(self, node: NodeId) -> None:
+        self._silent.pop(node, None)
+
+    def _give_up_on(self, node: NodeId, silence: int) -> None:
+        if self._silent.get(node) == silence:
+            for pair in [pair for pair in self._up if node in pair]:
+                self._take_down(pair)
+                self._reconnect_later(pair)
+
+    def _later(self, delay: float, call: Callable[..., None], *args: Any) -> None:
+        self.loop.call_later(delay, call, *args, context=self._context)
+
     def _give_up(self, way: _Way, epoch: int) -> None:
         pair = _pair(*way)
         if way in self._cuts and self._epoch.get(pair, 0) == epoch and pair in self._up:
@@ -137,13 +176,13 @@ class Network:
         self._tell(pair, up=False)
 
     def _reconnect_later(self, pair: _Way) -> None:
-        self.loop.call_later(self._dice.uniform(*self.weather.reconnect), self._reconnect, pair)
+        self._later(self._dice.uniform(*self.weather.reconnect), self._reconnect, pair)
 
     def _reconnect(self, pair: _Way) -> None:
         a, b = pair
         if pair in self._up or a not in self._nodes or b not in self._nodes:
             return
-        if (a, b) in self._cuts or (b, a) in self._cuts:
+        if (a, b) in self._cuts or (b, a) in self._cuts or a in self._silent or b in self._silent:
             self._reconnect_later(pair)
             return
         self._up[pair] = None
@@ -160,23 +199,28 @@ class Network:
         return _pair(a, b) in self._up
 
     def send(self, source: NodeId, target: NodeId, message: Sequence[Any], *, bulk: bool) -> bool:
-        if not self.up(source, target):
+        pair = _pair(source, target)
+        if pair not in self._up:
             return False
-        weather, dice = self.weather, self._dice
-        sent = _Sent(source, target, self._epoch.get(_pair(source, target), 0), _encode(message))
-        delay = dice.uniform(*weather.delay)
-        if weather.stragglers and dice.chance(weather.stragglers):
+        weather, dice, loop = self.weather, self._dice, self.loop
+        sent = _Sent(source, target, self._epoch.get(pair, 0), _encode(message))
+        low, high = weather.delay
+        delay = low + (high - low) * dice.random() + weather.lag[bulk]
+        if weather.stragglers and dice.random() < weather.stragglers:
             delay += dice.random()
         if weather.datagrams:
             if weather.duplicates and dice.chance(weather.duplicates):
-                self.loop.call_later(delay + dice.random(), self._arrive, sent)
+                self._later(delay + dice.random(), self._arrive, sent)
             if not (weather.loss and dice.chance(weather.loss)):
-                self.loop.call_later(delay, self._arrive, sent)
+                self._later(delay, self._arrive, sent)
             return True
         lane = (source, target, bulk)
-        at = max(self.loop.time() + delay, self._busy_until.get(lane, 0.0) + 1e-7)
+        at = loop.time() + delay
+        before = self._busy_until.get(lane)
+        if before is not None and at <= before:
+            at = before + 1e-7
         self._busy_until[lane] = at
-        self.loop.call_at(at, self._arrive, sent)
+        loop.call_at(at, self._arrive, sent, context=self._context)
         return True
 
     def _arrive(self, sent: _Sent) -> None:
@@ -191,21 +235,36 @@ class Network:
             self._stopped[way].append(sent)
             return
         self.delivered += 1
-        self._nodes[sent.target].deliver(sent.source, tuple(_decode(sent.data)))
+        self.traffic = crc32(
+            sent.data, crc32(f"{sent.source}{sent.target}{self.loop.time()!r}".encode(), self.traffic)
+        )
+        self._nodes[sent.target].deliver(sent.source, sent.data)
 
 
 class SimTransport:
     """One node's end of the network."""
 
-    def __init__(self, network: Network, node: NodeId) -> None:
+    def __init__(
+        self, network: Network, node: NodeId, owner: Owner | None = None, at: Callable[[str], None] | None = None
+    ) -> None:
         self._network = network
         self._node = node
+        self._owner = owner
+        self._at = at
         self._receivers: list[Receive] = []
         self._watchers: list[LinkChanged] = []
         self.gone = False
 
     def send(self, peer: NodeId, message: Sequence[Any], *, bulk: bool = False) -> bool:
-        return not self.gone and self._network.send(self._node, peer, message, bulk=bulk)
+        if self.gone:
+            return False
+        if self._at is None:
+            return self._network.send(self._node, peer, message, bulk=bulk)
+        name = _name(message)
+        self._at(f"before sending {name}")
+        sent = self._network.send(self._node, peer, message, bulk=bulk)
+        self._at(f"after sending {name}")
+        return sent
 
     def connected(self, peer: NodeId) -> bool:
         return not self.gone and self._network.up(self._node, peer)
@@ -216,13 +275,42 @@ class SimTransport:
     def on_link(self, changed: LinkChanged) -> None:
         self._watchers.append(changed)
 
-    def deliver(self, source: NodeId, message: tuple[Any, ...]) -> None:
+    def deliver(self, source: NodeId, data: bytes) -> None:
+        self._enter(self._take, source, data)
+
+    def _take(self, source: NodeId, data: bytes) -> None:
+        message = tuple(_decode(data))
         for receive in self._receivers:
             receive(source, message)
+        if self._at is not None:
+            self._at(f"after receiving {_name(message)}")
 
     def link_changed(self, peer: NodeId, *, up: bool) -> None:
+        self._enter(self._tell, peer, up)
+
+    def _tell(self, peer: NodeId, up: bool) -> None:
         for changed in self._watchers:
             changed(peer, up)
+
+    def _enter(self, call: Callable[..., None], *args: Any) -> None:
+        """Call as the node's process; when that is stopped, once it runs again."""
+        owner = self._owner
+        if owner is None:
+            call(*args)
+        elif owner.paused:
+            self._network.loop.call_soon(call, *args, context=owner.context)
+        else:
+            with suppress(Killed):  # it may die of it; whoever is at the other end goes on
+                owner.context.copy().run(call, *args)
+
+
+def _name(message: Sequence[Any]) -> str:
+    """What a message is about, for people: the method of a cast or a call, else that it is an answer."""
+    place = _METHOD_AT.get(message[0]) if message else None
+    return "an answer" if place is None else str(message[place])
+
+
+_METHOD_AT = {CAST: 1, CALL: 2, BULK_CALL: 2}
 
 
 def _pair(a: NodeId, b: NodeId) -> _Way:

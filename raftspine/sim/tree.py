@@ -6,9 +6,12 @@ of the node, as LMDB's pages do. A twin that applied at once would hide every fa
 
 from asyncio import AbstractEventLoop, Future
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from raftspine.errors import NoSpace
+
+DELAY_SECONDS = 0.004
+"""How long a batch takes where nothing is slow."""
 
 
 class SimFrozen:
@@ -34,13 +37,20 @@ class SimTree:
     `delay_seconds` is how long a batch takes, in the loop's time; `full` makes batches fail with NoSpace.
     """
 
-    def __init__(self, loop: AbstractEventLoop, *, delay_seconds: float = 0.004) -> None:
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        *,
+        delay_seconds: float = DELAY_SECONDS,
+        rows: Mapping[bytes, bytes] | None = None,
+    ) -> None:
         self.delay_seconds = delay_seconds
         self.full = False
+        self.at: Callable[[str], None] | None = None
         self.batches = 0
         self._loop = loop
-        self._rows: dict[bytes, bytes] = {}
-        self._keys: list[bytes] = []
+        self._rows = dict(rows or {})
+        self._keys = sorted(self._rows)
         self._life = 0
 
     def get(self, key: bytes) -> bytes | None:
@@ -48,6 +58,10 @@ class SimTree:
 
     def scan(self, lo: bytes, hi: bytes, *, limit: int, reverse: bool = False) -> list[tuple[bytes, bytes]]:
         return _scan(self._rows, self._keys, lo, hi, limit, reverse)
+
+    def rows(self) -> dict[bytes, bytes]:
+        """A copy of all there is, as a backup holds it."""
+        return dict(self._rows)
 
     def apply(self, rows: dict[bytes, bytes | None]) -> "Future[None]":
         future: Future[None] = self._loop.create_future()
@@ -80,6 +94,8 @@ class SimTree:
                 self._rows[key] = value
         self._keys = sorted(self._rows)
         self.batches += 1
+        if self.at is not None:
+            self.at("after a checkpoint, before its node knows")
         future.set_result(None)
 
 

@@ -45,8 +45,10 @@ class FileDirectory:
         with os.scandir(self._path) as entries:
             return [entry.name for entry in entries if entry.is_file() and entry.name != LOCK_NAME]
 
-    def read(self, name: str) -> bytes:
-        return (self._path / name).read_bytes()
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        with (self._path / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
 
     def open(self, name: str, *, truncate_at: int | None = None) -> "AppendedFile":
         path = self._path / name
@@ -66,6 +68,19 @@ class FileDirectory:
     def remove(self, name: str) -> None:
         os.unlink(self._path / name)
         self._sync_names()
+
+    def set_aside(self) -> str:
+        """Move all files into a new folder beside this one, `<name>.void-<n>`: kept for whoever wants to know,
+        and out of the way for whoever has to begin anew."""
+        number = 1
+        while (aside := self._path.with_name(f"{self._path.name}.void-{number}")).exists():
+            number += 1
+        aside.mkdir(mode=0o700)
+        for name in self.names():
+            os.rename(self._path / name, aside / name)
+        for path in (aside, self._path, self._path.parent):
+            _sync_folder(path)
+        return str(aside)
 
     def close(self) -> None:
         """Finish the syncs asked for and let another process have the folder."""
@@ -108,11 +123,7 @@ class FileDirectory:
             job()
 
     def _sync_names(self) -> None:
-        fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _sync_folder(self._path)
 
 
 class AppendedFile:
@@ -161,6 +172,14 @@ class AppendedFile:
             self._directory.tell(future, error)
         else:
             self._directory.tell(future, None)
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _hold(path: Path) -> int:

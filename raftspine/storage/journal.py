@@ -27,16 +27,24 @@ from typing import Any, NamedTuple, Protocol
 
 from raftspine import codec
 from raftspine.errors import Corrupt
-from raftspine.model import GroupId, NodeId
-from raftspine.storage.journal_group import BASE, CUT, ENTRY, STATE, TERM, GroupJournal
+from raftspine.model import GroupId, MemberId
+from raftspine.ports import CrashPoint, Members, nowhere
+from raftspine.storage.journal_group import (
+    BASE,
+    CUT,
+    ENTRY,
+    EXPECT,
+    IDENTITY,
+    REMOVED,
+    STATE,
+    TERM,
+    GroupJournal,
+    expected_of,
+    members_of,
+)
 
 _PAYLOAD_BYTES = 1 << 20
 """Records are split into payloads of about this size, so that no record of the log grows without bound."""
-
-_REMEDY = (
-    "this node can no longer prove what it promised, and must stay down: keep the directory for inspection. "
-    "The other nodes carry on without it; replacing a node is not supported by this version"
-)
 
 
 class Log(Protocol):
@@ -60,10 +68,13 @@ class _Mark(NamedTuple):
 class Journal:
     """All groups' journals on one log. Open with `Journal.open`."""
 
-    def __init__(self, log: Log, *, rotate_bytes: int) -> None:
+    def __init__(self, log: Log, *, rotate_bytes: int, passed: CrashPoint) -> None:
         self._log = log
+        self._passed = passed
         self._rotate_bytes = rotate_bytes
         self._groups: dict[GroupId, GroupJournal] = {}
+        self.identity = b""
+        """Who this node is to its peers: it must never outlive, or be outlived by, the promises beside it."""
         self._records: list[list[Any]] = []
         self._touched: dict[GroupId, GroupJournal] = {}
         self._written = 0
@@ -73,9 +84,10 @@ class Journal:
         self._restating: list[_Mark] = []
 
     @classmethod
-    def open(cls, log: Log, *, rotate_bytes: int = 64 << 20) -> "Journal":
-        """Read the log back. Raises Corrupt, naming the place and what to do, when its records make no sense."""
-        journal = cls(log, rotate_bytes=rotate_bytes)
+    def open(cls, log: Log, *, rotate_bytes: int = 64 << 20, passed: CrashPoint = nowhere) -> "Journal":
+        """Read the log back. Raises Corrupt, naming the place, when its records make no sense: what this node
+        promised can then not be proven any more."""
+        journal = cls(log, rotate_bytes=rotate_bytes, passed=passed)
         replay = _Replay(journal)
         replay.run(log)
         journal._unproven = bool(journal._groups)
@@ -90,18 +102,24 @@ class Journal:
         return self._groups.get(group)
 
     def create(
-        self, group: GroupId, voters: tuple[NodeId, ...], *, index: int = 0, term: int = 0, time_ms: int = 0
+        self, group: GroupId, voters: tuple[MemberId, ...], *, index: int = 0, term: int = 0, time_ms: int = 0
     ) -> GroupJournal:
-        """Begin a group whose state machine stands at `index`. ValueError when it exists already."""
+        """Begin a group whose state machine stands at `index`, blank when it has no voters yet. ValueError when it
+        exists already."""
         if group in self._groups:
             raise ValueError(f"group {group} exists")
-        made = self._groups[group] = GroupJournal(self.record, group, index, term, time_ms, voters)
+        made = self._groups[group] = GroupJournal(self.record, group, index, term, time_ms, Members(voters))
         self.record(made, made.state())
         return made
 
     def record(self, group: GroupJournal, record: list[Any]) -> None:
         self._records.append(record)
         self._touched[group.group] = group
+
+    def identify(self, identity: bytes) -> None:
+        """Replace the identity, with the next commit."""
+        self.identity = identity
+        self._records.append([IDENTITY, 0, identity])
 
     @property
     def dirty(self) -> bool:
@@ -117,7 +135,7 @@ class Journal:
         done: Future[None] = asyncio.get_running_loop().create_future()
         if self._broken:
             self._then(done, self._log.sync, lambda: self._then(done, self._restate, self._restated(done)))
-        elif self._written >= max(self._rotate_bytes, 2 * self._live_bytes()):
+        elif self._written >= self._rotate_bytes and self._written >= 2 * self._live_bytes():
             self._then(done, self._restate, self._restated(done))
         else:
             marks = self._marks(self._groups if self._unproven else self._touched)
@@ -166,17 +184,22 @@ class Journal:
         self._records, self._touched, self._written = [], {}, 0
         self._restating = self._marks(self._groups)
         self._keep_from = self._log.rotate()
+        self._passed("journal:sealed")
+        if self.identity:
+            self._append([[IDENTITY, 0, self.identity]])
         for group in self._groups.values():
             self._append([group.state(), *group.entry_records()])
         return self._log.sync()
 
     def _restated(self, done: "Future[None]") -> Callable[[], None]:
         def finish() -> None:
+            self._passed("journal:restated")
             try:
                 self._log.drop_before(self._keep_from)
             except OSError as error:
                 self._fail(done, error)
                 return
+            self._passed("journal:dropped")
             self._broken = False
             self._settle(done, self._restating)
 
@@ -217,12 +240,12 @@ class _Replay:
                     self._one(record)
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise Corrupt(
-                f"Raft journal, record at position {position}: {error or type(error).__name__}; {_REMEDY}",
+                f"Raft journal, record at position {position}: {error or type(error).__name__}",
                 details={"file": "raft", "offset": position},
             ) from error
         except Corrupt as error:
             details = {"file": "raft", "offset": position, **error.details}
-            raise Corrupt(f"Raft journal: {error.message}; {_REMEDY}", details=details) from error
+            raise Corrupt(f"Raft journal: {error.message}", details=details) from error
 
     def _one(self, record: list[Any]) -> None:
         kind, group = record[0], GroupId(record[1])
@@ -236,15 +259,24 @@ class _Replay:
             held = self._journal._groups[group]
             held.term, held.vote = record[2], record[3]
         elif kind == BASE:
-            index, term, time_ms, voters = record[2:6]
-            self._journal._groups[group].move_base(index, term, time_ms, tuple(voters))
+            index, term, time_ms, members = record[2:6]
+            self._journal._groups[group].move_base(index, term, time_ms, members_of(members))
+        elif kind == EXPECT:
+            self._journal._groups[group].expected = expected_of(record[2:6])
+        elif kind == REMOVED:
+            self._journal._groups[group].removed_at = record[2]
+        elif kind == IDENTITY:
+            self._journal.identity = record[2]
         else:
             raise ValueError(f"unknown kind of record: {kind}; was it written by a newer version?")
 
     def _begin(self, group: GroupId, record: list[Any]) -> None:
-        index, term, time_ms, voters, now_term, vote, count = record[2:9]
-        made = GroupJournal(self._journal.record, group, index, term, time_ms, tuple(voters))
+        index, term, time_ms, members, now_term, vote, count = record[2:9]
+        made = GroupJournal(self._journal.record, group, index, term, time_ms, members_of(members))
         made.term, made.vote = now_term, vote
+        if len(record) > 9:  # not in records from before membership could change
+            expected, made.removed_at = record[9:11]
+            made.expected = None if expected is None else expected_of(expected)
         self.unfinished[group] = (made, count)
         self._finish(group)
 

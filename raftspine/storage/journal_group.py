@@ -9,7 +9,8 @@ three at the end, which change memory alone, are for those methods and for repla
 from collections.abc import Callable
 from typing import Any, Final
 
-from raftspine.model import GroupId, NodeId
+from raftspine.model import GroupId, MemberId
+from raftspine.ports import Expected, Members, Position
 
 Row = tuple[bytes, int, int]
 """One entry: command, index, term."""
@@ -20,8 +21,25 @@ Record = Callable[["GroupJournal", list[Any]], None]
 ENTRY: Final = 1  # index, term, command
 CUT: Final = 2  # index: this entry and all above are gone
 TERM: Final = 3  # term, vote
-BASE: Final = 4  # index, term, time_ms, voters: entries up to here are gone
-STATE: Final = 5  # index, term, time_ms, voters, current term, vote, count: all anew; that many entries follow
+BASE: Final = 4  # index, term, time_ms, members: entries up to here are gone
+STATE: Final = 5  # index, term, time_ms, members, current term, vote, count, expected, removed at: all anew;
+#                   that many entries follow
+EXPECT: Final = 6  # index, term, time_ms, members: a snapshot that is about to replace the state
+REMOVED: Final = 7  # index: an entry of the group's log, not held here, ends this node's membership
+IDENTITY: Final = 8  # (no group) who this node is to its peers, in the words of whoever asks
+
+
+def members_of(data: Any) -> Members:
+    """Members as they stand in a record; until membership could change that was the voters alone."""
+    if all(isinstance(name, str) for name in data):
+        return Members(tuple(MemberId(name) for name in data))
+    voters, learners, removed = (tuple(MemberId(name) for name in part) for part in data)
+    return Members(voters, learners, removed)
+
+
+def expected_of(data: Any) -> Expected:
+    index, term, time_ms, members = data
+    return Expected(Position(index, term), time_ms, members_of(members))
 
 
 class GroupJournal:
@@ -31,7 +49,20 @@ class GroupJournal:
     start behind it. Fields are for reading; every change goes through a method, which also records it.
     """
 
-    __slots__ = ("_record", "cuts", "durable", "group", "rows", "size_bytes", "term", "time_ms", "vote", "voters")
+    __slots__ = (
+        "_record",
+        "cuts",
+        "durable",
+        "expected",
+        "group",
+        "members",
+        "removed_at",
+        "rows",
+        "size_bytes",
+        "term",
+        "time_ms",
+        "vote",
+    )
 
     def __init__(
         self,
@@ -40,13 +71,17 @@ class GroupJournal:
         index: int,
         term: int,
         time_ms: int,
-        voters: tuple[NodeId, ...],
+        members: Members,
     ) -> None:
         self._record = record
         self.group = group
         self.rows: list[Row] = [(b"", index, term)]
         self.time_ms = time_ms
-        self.voters = voters
+        self.members = members
+        """Who takes part at the base; entries may change it. Without voters the group is blank: it is nobody's
+        member and holds nothing until a snapshot arrives."""
+        self.expected: Expected | None = None
+        self.removed_at = 0
         self.term = term
         self.vote: str | None = None
         self.durable = 0
@@ -86,17 +121,29 @@ class GroupJournal:
             self.term, self.vote = term, vote
             self._record(self, [TERM, self.group, term, vote])
 
-    def rebase(self, index: int, term: int, time_ms: int, voters: tuple[NodeId, ...]) -> None:
+    def rebase(self, index: int, term: int, time_ms: int, members: Members) -> None:
         """Forget entries at and below `index`, which this log must hold; keep those above."""
-        self.move_base(index, term, time_ms, voters)
-        self._record(self, [BASE, self.group, index, term, time_ms, voters])
+        self.move_base(index, term, time_ms, members)
+        self._record(self, [BASE, self.group, index, term, time_ms, members])
 
-    def reset(self, index: int, term: int, time_ms: int, voters: tuple[NodeId, ...]) -> None:
+    def reset(self, index: int, term: int, time_ms: int, members: Members) -> None:
         """Forget every entry: the state machine was replaced by a snapshot at `index`."""
         self.rows = [(b"", index, term)]
-        self.time_ms, self.voters = time_ms, voters
+        self.time_ms, self.members, self.expected = time_ms, members, None
         self.durable, self.size_bytes, self.cuts = 0, 0, self.cuts + 1
         self._record(self, self.state())
+
+    def expect(self, at: Position, time_ms: int, members: Members) -> None:
+        """A snapshot is about to replace the state: should the node die in between, its next life finds the state
+        at `at` and knows what log goes with it."""
+        self.expected = Expected(at, time_ms, members)
+        self._record(self, [EXPECT, self.group, at.index, at.term, time_ms, members])
+
+    def remove(self, index: int) -> None:
+        """This node's membership ends with the entry at `index`, which it need not hold."""
+        if index > self.removed_at:
+            self.removed_at = index
+            self._record(self, [REMOVED, self.group, index])
 
     def state(self) -> list[Any]:
         """The record that stands for all of this but the entries, which must follow it."""
@@ -107,10 +154,12 @@ class GroupJournal:
             index,
             term,
             self.time_ms,
-            self.voters,
+            self.members,
             self.term,
             self.vote,
             len(self.rows) - 1,
+            None if self.expected is None else [*self.expected.at, self.expected.time_ms, self.expected.members],
+            self.removed_at,
         ]
 
     def entry_records(self) -> list[list[Any]]:
@@ -133,10 +182,12 @@ class GroupJournal:
         self.durable = min(self.durable, index - 1)
         self.cuts += 1
 
-    def move_base(self, index: int, term: int, time_ms: int, voters: tuple[NodeId, ...]) -> None:
+    def move_base(self, index: int, term: int, time_ms: int, members: Members) -> None:
         if not self.base <= index <= self.last or self.term_at(index) != term:
             raise ValueError(f"base {index} of term {term} is not in the log ({self.base} to {self.last})")
         offset = index - self.base
         self.size_bytes -= sum(len(row[0]) for row in self.rows[1 : offset + 1])
         self.rows[: offset + 1] = [(b"", index, term)]
-        self.time_ms, self.voters = time_ms, voters
+        self.time_ms, self.members = time_ms, members
+        if self.expected is not None and self.expected.at.index <= index:
+            self.expected = None

@@ -34,16 +34,25 @@ numbers have eight bytes.
     lease    space, name, token              the lease of a current token
     wait     space, name, rank, number       the queue of a lock: the lease
     fence    resource                        the highest token seen
-    gate     name                            a gate: state, uses, expiry
+    gate     name                            a gate: state, uses, expiry, policy
     queue    queue                           a task queue: how many tasks are in each state
     task     queue, id                       a task's state
     body     queue, id                       its payload, later its result
     ready    queue, rank, number             the order of what can be claimed
     dead     queue, number                   dead letters in the order of dying
     dedupe   queue, digest                   the unfinished task with this key
-    audit    number                          what operators did
     due      time, kind, place, name         what comes due at a time of the log
     event    number                          what changed, for those who watch
+    freeze   id                              a freeze: the gates it closes, why, until when
+    gate-request  gate, id                   a request at a gate with a policy
+    gate-queue    gate, place                the queue of a gate: the request
+    gate-open     gate, id                   a request that is through
+    gate-subject  gate, digest               the newest request for this subject
+    gate-history  gate, number               the requests in the order of asking
+    gate-ended    gate, number               those that ended, in the order of ending
+    gate-tally    gate                       how many live, how many ended ones are remembered
+    audit-chain   kind, name, seq            one act on a thing, with the hash of the one before
+    audit-head    kind, name                 the newest act's number and hash
 
 Names there have at most 255 bytes and ids 100, so the longest, in `held`, has 3 + 5 + 102 + 5 + 256 + 101. LMDB's
 limit is 511.
@@ -203,9 +212,10 @@ def by_value(group: int, field: bytes, value: str) -> bytes:
 
 def by_time(group: int, field: bytes, at_ms: int) -> bytes:
     """What the index rows of this millisecond begin with; BY_UPDATE and BY_EXPIRY are ordered by time, then id."""
-    return kind_of_group(INDEX, group) + field + number(max(at_ms, 0))
+    return index_field(group, field) + (at_ms if at_ms > 0 else 0).to_bytes(8, "big")
 
 
+@lru_cache(maxsize=1024)
 def index_field(group: int, field: bytes) -> bytes:
     """What all rows of one index begin with."""
     return kind_of_group(INDEX, group) + field

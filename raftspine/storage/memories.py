@@ -40,12 +40,15 @@ __all__ = [
     "RingRequest",
     "applied",
     "applied_row",
+    "chain",
     "conflict_rows",
     "conflicts",
     "cursor",
     "dot_gone",
     "dot_row",
     "dots",
+    "doubt",
+    "doubt_row",
     "expired",
     "floor",
     "is_expired",
@@ -241,9 +244,9 @@ def strong_request(view: Lookup, group: int, digest: bytes) -> bytes | None:
 # ── where the group's log has been applied to ─────────────────────────────────────────────────────────────
 
 
-def applied_row(group: int, at: Position, more: Any = None) -> Row:
-    """Goes with the effects of the entry at this position. `more` is plain data of the state machine's."""
-    return keys.applied(group), encode([at.index, at.term, more])
+def applied_row(group: int, at: Position, more: Any = None, chain: Any = None) -> Row:
+    """Goes with the effects of the entry at this position. `more` and `chain` are the state machine's, plain data."""
+    return keys.applied(group), encode([at.index, at.term, more, chain])
 
 
 def applied(view: Lookup, group: int) -> tuple[Position, Any]:
@@ -251,5 +254,22 @@ def applied(view: Lookup, group: int) -> tuple[Position, Any]:
     data = view.get(keys.applied(group))
     if data is None:
         return Position(0, 0), None
-    index, term, more = decode_any(data)
+    index, term, more, *_ = decode_any(data)
     return Position(index, term), more
+
+
+def chain(view: View, group: int) -> Any:
+    """The chain stored with the last applied position; None when an earlier version stored it, or nobody."""
+    data = view.get(keys.applied(group))
+    row: list[Any] = [] if data is None else decode_any(data)
+    return row[3] if len(row) > 3 else None
+
+
+def doubt_row(group: int, doubt: Any) -> Row:
+    """What this node must not forget against its replica of a group; None forgets it. Plain data."""
+    return keys.meta(f"doubt {group}"), None if doubt is None else encode(doubt)
+
+
+def doubt(view: View, group: int) -> Any:
+    data = view.get(keys.meta(f"doubt {group}"))
+    return None if data is None else decode_any(data)

@@ -23,6 +23,9 @@ ROW = 76
 SHOWN_GAP_S = 0.5
 """A shorter pause is the rhythm of the load, not a gap."""
 
+LABEL = 84
+"""Room for a word about leaders."""
+
 OUTCOMES = ("ok", "fail", "unknown")
 PATTERNS = """<defs>
 <pattern id="refused" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">
@@ -125,16 +128,21 @@ def _gap(gap: Gap, scale: Scale, base: float) -> str:
 
 
 def _leaders(outcome: Outcome, node: str, scale: Scale, base: float) -> Iterator[str]:
-    """New leaders of this node, after the first that were seen of each group; those of one moment together."""
-    by_bucket: dict[int, list[Sighting]] = {}
-    for change in leader_changes(outcome):
-        if change.node == node:
-            by_bucket.setdefault(scale.bucket(change.at_ns), []).append(change)
-    for changes in by_bucket.values():
+    """New leaders of this node, after the first that were seen of each group; those close together as one."""
+    together: list[list[Sighting]] = []
+    for change in (change for change in leader_changes(outcome) if change.node == node):
+        if together and scale.x(change.at_ns) - scale.x(together[-1][0].at_ns) < LABEL:
+            together[-1].append(change)
+        else:
+            together.append([change])
+    for changes in together:
         x = scale.x(changes[0].at_ns)
-        names = escape(", ".join(change.group for change in changes))
+        names = escape(", ".join(dict.fromkeys(change.group for change in changes)))
         yield f'<path d="M{x:.1f} {base + 2}l-4 8h8z" class="leader"><title>now leads {names}</title></path>'
-        yield _text(x + 6, base + 10, "small", "start", f"leads {len(changes)} more")
+        late = x > WIDTH - RIGHT - LABEL
+        yield _text(
+            x - 6 if late else x + 6, base + 11, "small", "end" if late else "start", f"leads {len(changes)} more"
+        )
 
 
 def leader_changes(outcome: Outcome) -> list[Sighting]:

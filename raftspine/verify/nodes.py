@@ -14,7 +14,7 @@ from raftspine.ports import Entropy
 
 PROBE_S = 2.0
 
-SPARED = 0.8
+SPARED = 0.95
 """Share of the requests to a node that is down which are drawn again."""
 
 

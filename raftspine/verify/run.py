@@ -150,8 +150,10 @@ class Verification:
 
     async def _wait(self, seconds: float) -> bool:
         """Whether the work is over before so many seconds have passed."""
+        if self._over.is_set() or seconds <= 0:  # with no time to wait, wait_for would not even look
+            return self._over.is_set()
         try:
-            await asyncio.wait_for(self._over.wait(), max(seconds, 0.0))
+            await asyncio.wait_for(self._over.wait(), seconds)
         except TimeoutError:
             return False
         return True

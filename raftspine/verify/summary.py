@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from raftspine.checkers.history import Operation
+from raftspine.checkers.models import applied
 from raftspine.verify.judge import Judged, overall
 from raftspine.verify.run import Outcome
 
@@ -57,15 +58,11 @@ def gaps(outcome: Outcome) -> list[Gap]:
 
 def _gap(outcome: Outcome, path: str, node: str) -> Gap:
     done = sorted(
-        op.completed_at or 0 for op in worked(outcome, path, node) if op.kind in WRITES and op.ok and _took_effect(op)
+        op.completed_at or 0 for op in worked(outcome, path, node) if op.kind in WRITES and op.ok and applied(op)
     )
     marks = [outcome.started_ns, *(min(at, outcome.ended_ns) for at in done), outcome.ended_ns]
     start, end = max(pairwise(marks), key=lambda pair: pair[1] - pair[0])
     return Gap(path, node, round((end - start) / 1e9, 3), start, end)
-
-
-def _took_effect(op: Operation) -> bool:
-    return not (isinstance(op.output, dict) and op.output.get("refused"))
 
 
 def counts(operations: Sequence[Operation]) -> dict[str, int]:

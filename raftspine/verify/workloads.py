@@ -144,7 +144,9 @@ async def counter(actor: Actor) -> None:
         expected_version=found[0].version if found else None,
         if_absent=not found,
     )
-    await attempt.write(actor.begin("counter", "strong", node, key, "add", 1), call, lambda _: total)
+    await attempt.write(
+        actor.begin("counter", "strong", node, key, "add", 1), call, lambda _: total, conditional=True
+    )
 
 
 async def _keeping(call: Awaitable[Record], found: list[Record]) -> Record:

@@ -12,7 +12,7 @@ import pytest
 
 from raftspine.cluster import raft_frames as frames
 from raftspine.cluster.raft_types import RaftLimits
-from raftspine.errors import Corrupt, SpineError, Unknown
+from raftspine.errors import SpineError, Unknown
 from raftspine.model import NodeId
 from raftspine.ports import Position
 from raftspine.sim.disk import SimFile
@@ -415,7 +415,6 @@ async def _divergent(cluster: Cluster) -> Node:
     return old
 
 
-@pytest.mark.xfail(reason="the journal does not say beforehand which snapshot will be installed", raises=Corrupt)
 def test_power_fails_between_a_snapshot_and_the_journal_that_hears_of_it():
     """The state was switched and the log was not: what the disk holds are two halves that seem to contradict each
     other, where the snapshot ends inside a tail that nobody else has."""
@@ -487,6 +486,8 @@ def test_two_snapshots_in_a_row_and_a_power_loss_after_each():
             sleeper.crash(power=True)
             sleeper.start()
             await cluster.settled()
+            # A transfer that is not known to have ended keeps the log long enough to need no other.
+            await cluster.until(lambda: not leader.host._groups[GROUP].sending)
         stored = sleeper.machine.state(0).lists["k"]
         assert stored == [f"{life}.{number}" for life in range(1, 4) for number in range(80)]
 

@@ -6,10 +6,11 @@ import pytest
 
 from raftspine.cluster import raft_frames as frames
 from raftspine.model import NodeId
+from raftspine.ports import AddLearner, Remove
 from tests.support.bare_engine import BareNet, Name
 from tests.support.defects import bare, ours
 from tests.support.raft_puppet import Puppet
-from tests.support.raft_scenes import play
+from tests.support.raft_scenes import outcome, play
 
 
 @bare(2, "two changes at once", "commits different entries at one index")
@@ -58,19 +59,31 @@ def _engine_changes_have_no_way_in(puppet: Puppet) -> None:
     assert sorted(engine._peers) == sorted(before)
 
 
-@ours(2, "two changes at once", "the engine's own changes cannot be reached", "cluster.raft_engine.Engine")
+@ours(2, "two changes at once", "the second is refused", "cluster.raft_group.RaftGroup.change")
 def test_ours_two_changes_at_once() -> None:
-    """The engine runs without its membership changes, and an entry of its kind for them halts the group that meets
-    it: nothing makes a voter but the journal or a snapshot."""
+    """Members change by entries of our own, one at a time and only once the leader has committed one of its term. The
+    engine's own changes cannot be reached, and an entry of its kind for them halts the group that meets it."""
 
     async def scene(puppet):
-        _engine_changes_have_no_way_in(puppet)
-        change = b"\x02" + pickle.dumps(["add", "z", "z"])
-        await puppet.feed("b", 1, 0, 0, 2, [1, b"\x01"], [1, change])
-        assert puppet.group.halted is not None and "2" in puppet.group.halted
-        assert sorted(puppet.engine._peers) == sorted(puppet.names)
+        term = await puppet.elect()
+        refused = await outcome(puppet.group.change(Remove(puppet.names[2]), lambda member: True))
+        assert refused.code == "change_in_progress"
+        await puppet.hear("b", frames.APPENDED, term, True, 0, puppet.log.last + 1)
+        first = puppet.group.change(AddLearner(NodeId("d")), lambda member: True)
+        refused = await outcome(puppet.group.change(AddLearner(NodeId("e")), lambda member: True))
+        assert refused.code == "change_in_progress" and not first.done()
+        assert puppet.group.members.learners == ("d",)
 
     play(scene)
+    play(_engine_has_no_say)
+
+
+async def _engine_has_no_say(puppet: Puppet) -> None:
+    _engine_changes_have_no_way_in(puppet)
+    change = b"\x02" + pickle.dumps(["add", "z", "z"])
+    await puppet.feed("b", 1, 0, 0, 2, [1, b"\x01"], [1, change])
+    assert puppet.group.halted is not None and "2" in puppet.group.halted
+    assert sorted(puppet.engine._peers) == sorted(puppet.names)
 
 
 @ours(2, "unreachable newcomer", "is no voter and is not heard", "cluster.raft_group.RaftGroup.deliver")

@@ -45,6 +45,8 @@ def test_ours_snapshot_chunk() -> None:
 
     async def scene(puppet):
         await puppet.feed("b", 1, 0, 0, 1, entry(1), entry(1, "unverified"), entry(1, "too"))
+        assert not puppet.group.leader_spoke(puppet.names[2], 2), "a frame has to say first which member leads"
+        await puppet.hear("c", frames.HEARTBEAT, 2, 0, 0)
         assert puppet.group.leader_spoke(puppet.names[2], 2)
         await puppet.turn()
         assert puppet.engine.term == 2 and puppet.engine.leader == "c"

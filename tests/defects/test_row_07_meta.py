@@ -1,22 +1,18 @@
 """Term, vote and commit index are worth what the log beside them is worth."""
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from raftspine.cluster import raft_frames
-from raftspine.errors import Corrupt, SpineError
-from raftspine.model import GroupId, NodeId
-from raftspine.ports import Position
-from raftspine.services.bootstrap import check_votes
+from raftspine.errors import SpineError
+from raftspine.model import NodeId
 from raftspine.sim.loop import VirtualLoop, run
 from tests.support.bare_engine import BareNet
 from tests.support.defects import bare, ours
 from tests.support.raft_cluster import Cluster, command
 from tests.support.raft_puppet import GROUP
 from tests.support.raft_scenes import others, outcome, with_cluster
+from tests.support.ring_site import Site, story
 
 
 @bare(7, "commit index beyond the log", "acknowledges without a quorum")
@@ -155,16 +151,20 @@ def test_bare_journal_lost(disk_net: BareNet) -> None:
     assert c.leads and "kept?" not in c.data
 
 
-@ours(7, "journal lost as a whole", "does not start", "services.bootstrap.check_votes")
+@ours(7, "journal lost as a whole", "comes back as another member", "services.identity.Identity")
 def test_ours_journal_lost() -> None:
-    """A node that has a state or is in the member list, and no journal, has forgotten what it promised: it says so
-    and stays down."""
-    topology: Any = SimpleNamespace(held=lambda: (GROUP,))
+    """A node whose journal is gone takes no part under its old name, whatever else it still has: it asks, is recorded
+    under another, and neither votes nor counts before the leaders have put that one in its place."""
 
-    def begin(journal: tuple[GroupId, ...], stored: Position) -> None:
-        check_votes(NodeId("n1"), topology, journal, lambda group: stored, raft_folder="raft")
+    async def main(site: Site) -> None:
+        c = site.cluster.hosts[NodeId("c")]
+        c.crash(power=True)
+        c.wipe(store=False)
+        c.start()
+        assert c.node is not None and c.node.raft.groups() == ()
+        await site.until(lambda: site.cluster.ready(c), "c is ready")
+        assert c.node.raft.member.startswith("c~")
+        for group in c.node.raft.groups():
+            assert "c" not in site.node("a").raft.status(group).voters
 
-    begin((), Position(0, 0))
-    begin((GROUP,), Position(7, 2))
-    with pytest.raises(Corrupt, match="the Raft journal in raft is empty"):
-        begin((), Position(7, 2))
+    story(main)

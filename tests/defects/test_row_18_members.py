@@ -5,10 +5,11 @@ import pytest
 from raftspine.cluster import raft_frames as frames
 from raftspine.errors import Misuse
 from raftspine.model import NodeId
+from raftspine.ports import Remove
 from tests.support.bare_engine import FAIL_REASON, BareNet, Name
 from tests.support.defects import bare, ours
 from tests.support.raft_puppet import GROUP
-from tests.support.raft_scenes import play, with_cluster
+from tests.support.raft_scenes import outcome, play, with_cluster
 
 
 @bare(18, "members after a restart", "are those of the command line")
@@ -125,14 +126,18 @@ def test_bare_leader_removes_itself(net: BareNet) -> None:
 
 @ours(18, "leader removes itself", "hands leadership over", "cluster.raft_host.RaftHost.transfer")
 def test_ours_leader_removes_itself() -> None:
-    """Leadership can be given away at any time, and a node that does not vote is refused a group."""
+    """A leader refuses to remove itself and can give leadership away at any time; its successor removes it, and
+    a node that was no founder is refused a new group."""
 
     async def scene(cluster):
         leader = cluster.leader()
         await cluster.settled()
+        assert (await outcome(leader.host.change(GROUP, Remove(leader.member)))).code == "no_leader"
         to = next(name for name in cluster.names if name != leader.name)
         assert await leader.host.transfer(GROUP, to)
         await cluster.until(lambda: cluster.leader() is cluster.nodes[to])
+        await cluster.until(lambda: cluster.nodes[to].host.status(GROUP).applied == leader.host.status(GROUP).last)
+        assert leader.member not in (await cluster.nodes[to].host.change(GROUP, Remove(leader.member))).voters
         with pytest.raises(Misuse, match="no voter"):
             leader.host.add_group(GROUP + 7, [NodeId("x"), NodeId("y")])
 

@@ -296,7 +296,7 @@ class LocksAndTwin(RuleBasedStateMachine):
             return Status.INVALID
         mine = twin.ask(name, session)
         if mine is not None:
-            if mine.mode != command.mode:
+            if mine.mode != command.mode or (mine.mode == "semaphore" and mine.weight != command.weight):
                 return Status.DEADLOCK
             if mine in lock.holders:
                 mine.hold += mine.lease != command.lease

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from raftspine.http import connection
 from raftspine.http.app import Connections
 from tests.support.http_site import Site
+from tests.support.wire import Wire
 
 BODY = b'{"content": "a memory"}'
 
@@ -71,42 +72,6 @@ def requests(draw: Any) -> bytes:
     return b"\r\n".join((head, *lines, b"", b"")) + body
 
 
-class _Wire(asyncio.Transport):
-    """Collects what a protocol writes."""
-
-    def __init__(self, protocol: asyncio.Protocol) -> None:
-        super().__init__()
-        self.protocol = protocol
-        self.data = b""
-        self.closed = False
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.data += bytes(data)
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        assert isinstance(protocol, asyncio.Protocol)
-        self.protocol = protocol
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
-
-    abort = close
-
-    def pause_reading(self) -> None:
-        """All has been handed in already."""
-
-    def resume_reading(self) -> None:
-        """As above."""
-
-
 def _answers(pieces: list[bytes], *, plain: bool) -> tuple[bytes, bool, dict[str, Any]]:
     """What a connection gets for these pieces, whether it was closed, and what was stored."""
 
@@ -114,7 +79,7 @@ def _answers(pieces: list[bytes], *, plain: bool) -> tuple[bytes, bool, dict[str
         site = Site()
         server = Connections(site.front())
         protocol = server() if plain else server._foreign()
-        wire = _Wire(protocol)
+        wire = Wire(protocol)
         protocol.connection_made(wire)
         for piece in pieces:
             if not wire.closed:

@@ -6,12 +6,16 @@ another, with a router between, all inside namespaces made for the test: nothing
 machine's own network, and nothing outlives the test.
 """
 
+import itertools
 import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
+
+_numbers = itertools.count()
+"""Keeps the networks of one process apart."""
 
 
 class Hosts:
@@ -21,27 +25,27 @@ class Hosts:
     def __init__(self, ip: str, addresses: Mapping[str, str]) -> None:
         self._ip = ip
         self.addresses = dict(addresses)
-        self._prefix = f"spine{os.getpid()}"
+        self._prefix = f"spine{os.getpid()}-{next(_numbers)}"
         self._made: list[str] = []
 
     def inside(self, host: str, command: Sequence[str]) -> list[str]:
         """The command line that runs `command` on that host."""
-        return [self._ip, "netns", "exec", self._name(host), *command]
+        return [self._ip, "netns", "exec", self.namespace(host), *command]
 
     def processes(self, host: str) -> list[int]:
         """The ids of all processes on that host."""
         listed = subprocess.run(
-            [self._ip, "netns", "pids", self._name(host)], capture_output=True, text=True, check=True
+            [self._ip, "netns", "pids", self.namespace(host)], capture_output=True, text=True, check=True
         )
         return [int(line) for line in listed.stdout.split()]
 
     def cut(self, host: str) -> None:
         """Pull the host's cable."""
-        self._run("-n", self._name("router"), "link", "set", self._cable(host), "down")
+        self._run("-n", self.namespace("router"), "link", "set", self._cable(host), "down")
 
     def mend(self, host: str) -> None:
         """Put the cable back."""
-        self._run("-n", self._name("router"), "link", "set", self._cable(host), "up")
+        self._run("-n", self.namespace("router"), "link", "set", self._cable(host), "up")
 
     def __enter__(self) -> Self:
         self._remove_leftovers()
@@ -58,7 +62,7 @@ class Hosts:
         self._tear_down()
 
     def _build(self) -> None:
-        router = self._name("router")
+        router = self.namespace("router")
         self._add(router)
         networks = sorted({address.rpartition(".")[0] for address in self.addresses.values()})
         for number, network in enumerate(networks):
@@ -67,7 +71,7 @@ class Hosts:
             self._run("-n", router, "addr", "add", f"{network}.1/24", "dev", bridge)
             self._run("-n", router, "link", "set", bridge, "up")
         for host, address in self.addresses.items():
-            name, network = self._name(host), address.rpartition(".")[0]
+            name, network = self.namespace(host), address.rpartition(".")[0]
             self._add(name)
             cable = self._cable(host)
             self._run("-n", router, "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
@@ -94,7 +98,8 @@ class Hosts:
             if found and not os.path.exists(f"/proc/{found[1]}"):
                 self._run("netns", "del", line.split()[0])
 
-    def _name(self, host: str) -> str:
+    def namespace(self, host: str) -> str:
+        """The name of the host's network namespace, as `ip netns` knows it."""
         return f"{self._prefix}-{host}"
 
     def _cable(self, host: str) -> str:

@@ -6,6 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import Any
 
+from raftspine import codec
 from raftspine.core import merge
 from raftspine.core.ledger import commands, machine, outcomes
 from raftspine.core.ledger.outcomes import Outcome
@@ -43,15 +44,18 @@ class LedgerStore:
         self.reads = 0
 
     def strong(self, id: str) -> StrongRecord | None:
+        assert len(id.encode()) <= 255 and "\0" not in id, "no store has a key for this id"
         return self.strongs.get(id)
 
     def ring(self, id: str) -> RingRecord | None:
         return self.rings.get(id)
 
     def request(self, digest: bytes) -> RequestRow | None:
+        assert 0 < len(digest) <= 400, "no store has a key for this digest"
         return decode_request(self.requests[digest]) if digest in self.requests else None
 
     def counter(self, name: str) -> int:
+        assert len(name.encode()) <= 300, "as LedgerView says"
         return self.counters.get(name, 0)
 
     def row(self, table: str, key: bytes) -> bytes | None:
@@ -76,12 +80,14 @@ class LedgerStore:
         for effect in effects:
             match effect:
                 case SetStrong(id, old, new):
-                    assert old == self.strongs.get(id)
+                    assert codec.encode(old) == codec.encode(self.strongs.get(id))
+                    codec.encode(new)
                     if new is None:
                         del self.strongs[id]
                     else:
                         self.strongs[id] = new
                 case SetRing(_, version):
+                    codec.encode(version)
                     self.put_ring(version)
                 case SetRequest(digest, row):
                     self.requests[digest] = encode_request(row)

@@ -5,6 +5,9 @@ its ports, its data directory and a core: the next run then fails for no reason 
 is started in a group of its own, the group is ended when the test is over, and the kernel is asked to kill
 the process when its parent dies (PR_SET_PDEATHSIG), which also covers a killed test run. Only what was
 started here is ever signalled.
+
+The kernel's notion of the parent is the thread that forked. A node started from a helper thread would be killed, with
+nothing in its log, when that thread ends; so all are started by one thread, which lives as long as they do.
 """
 
 import ctypes
@@ -14,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -110,6 +114,7 @@ class Processes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._started: list[Process] = []
+        self._starter = ThreadPoolExecutor(1, "starts processes")
 
     def start(
         self,
@@ -121,6 +126,11 @@ class Processes:
     ) -> Process:
         """Run `command` in its own group. `env` is added to the environment. A second process of the same
         `name` appends to the same log."""
+        return self._starter.submit(self._start, command, env, cwd, name).result()
+
+    def _start(
+        self, command: Sequence[str | Path], env: Mapping[str, str] | None, cwd: Path | None, name: str | None
+    ) -> Process:
         label = name or Path(command[0]).name
         log = self._folder / f"{label}.log"
         parent = os.getpid()
@@ -150,3 +160,4 @@ class Processes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.end_all()
+        self._starter.shutdown()

@@ -3,15 +3,16 @@ machine that keeps watch: every entry applied anywhere is compared with what the
 counted."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from raftspine.cluster.raft_host import RaftHost, RaftLimits, RaftTiming
 from raftspine.cluster.rpc import Rpcs
-from raftspine.model import GroupId, NodeId
-from raftspine.ports import Position
+from raftspine.model import GroupId, MemberId, NodeId
+from raftspine.ports import Doubt, Mark, Members, Position
 from raftspine.sim.disk import SimDisk
 from raftspine.sim.loop import Dice, VirtualClock, VirtualLoop
 from raftspine.sim.net import Network, Weather
@@ -33,7 +34,9 @@ class Watch:
 
     def __init__(self) -> None:
         self.entries: dict[tuple[int, int], tuple[int, bytes]] = {}
-        self.leaders: dict[tuple[int, int], NodeId] = {}
+        self.leaders: dict[tuple[int, int], MemberId] = {}
+        self.members: dict[int, dict[int, tuple[int, Members]]] = {}
+        """Committed changes of members by group and index, with their terms."""
         self.counts: dict[str, int] = {}
 
     def count(self, what: str) -> None:
@@ -45,10 +48,23 @@ class Watch:
         if known != mine:
             raise Violation(f"{node} applied another entry {at} in group {group}: {mine} but elsewhere {known}")
 
-    def leads(self, node: NodeId, group: int, term: int) -> None:
-        known = self.leaders.setdefault((group, term), node)
-        if known != node:
-            raise Violation(f"{node} and {known} both lead term {term} of group {group}")
+    def leads(self, member: MemberId, group: int, term: int) -> None:
+        known = self.leaders.setdefault((group, term), member)
+        if known != member:
+            raise Violation(f"{member} and {known} both lead term {term} of group {group}")
+        changes = self.members.get(group, {})
+        if changes:
+            decided, members = changes[max(changes)]
+            if term > decided and member in members.removed:
+                raise Violation(f"{member} leads term {term} of group {group} after its removal in term {decided}")
+
+    def decided(self, member: MemberId, group: int, index: int, term: int, members: Members) -> None:
+        """A change of members is committed and applied at `member`."""
+        changes = self.members.setdefault(group, {})
+        known = changes.setdefault(index, (term, members))
+        if known != (term, members):
+            raise Violation(f"{member} has other members at {index} of group {group}: {members} and {known}")
+        self.count("changes of members seen")
 
 
 class State:
@@ -106,6 +122,9 @@ class Machine:
             self._store()
         self.states = {group: State.load(data) for group, data in self.stored.items()}
 
+    def forget(self) -> None:
+        self.states, self.stored = {}, {}
+
     def _store(self) -> None:
         self.stored = {group: state.dump() for group, state in self.states.items()}
 
@@ -138,7 +157,7 @@ class Machine:
         self.watch.count("snapshots sent")
         return state.position, chunks()
 
-    async def install(self, group: GroupId, at: Position, chunks: Sequence[bytes]) -> None:
+    async def install(self, group: GroupId, at: Position, chunks: Iterable[bytes]) -> None:
         await asyncio.sleep(self.dice.uniform(0.001, 0.05))
         state = State.load(b"".join(chunks))
         if state.position != at:
@@ -148,6 +167,15 @@ class Machine:
         self.states[group] = state
         self.stored[group] = state.dump()
         self.watch.count("snapshots installed")
+
+    def marks(self, group: GroupId) -> Sequence[Mark]:
+        return ()
+
+    def doubt(self, group: GroupId) -> Doubt | None:
+        return None
+
+    async def set_doubt(self, group: GroupId, doubt: Doubt | None) -> None:
+        raise AssertionError("nobody can doubt a machine without marks")
 
     async def flush(self) -> None:
         as_of_now = {group: state.dump() for group, state in self.states.items()}
@@ -168,6 +196,8 @@ class Node:
         self.dice = dice
         self.disk = SimDisk(cluster.loop, dice.fork())
         self.machine = Machine(name, cluster.loop, dice.fork(), cluster.watch)
+        self.member = MemberId(name)
+        self.void: list[str] = []
         self.clock = VirtualClock(cluster.loop, offset_ms=dice.below(4000) - 2000, rate=dice.uniform(0.98, 1.02))
         self.host: RaftHost | None = None
 
@@ -183,15 +213,28 @@ class Node:
             rpc=rpc,
             journal=journal,
             machine=self.machine,
+            staging=self.disk.directory("staging"),
             timing=self.cluster.timing,
             limits=self.cluster.limits,
             loop=self.cluster.loop,
+            on_void=self.void.append,
         )
+        host.member = self.member
         for group in range(self.cluster.groups):
-            host.add_group(GroupId(group), self.cluster.voters(group))
+            founders = self.cluster.voters(group)
+            host.add_group(GroupId(group), founders if self.member in founders else ())
         host.on_leader_change(lambda group, leader: self.cluster.check_leaders())
         host.start()
         self.host = host
+
+    def lose_disk(self) -> None:
+        """All it had is gone; its next life is another member. Only while it is down."""
+        assert self.host is None, "crash it first"
+        self.disk.erase("raft")
+        self.machine.forget()
+        self.void.clear()
+        self.member = MemberId(NodeId(f"{self.name}~{self.dice.token_bytes(4).hex()}"))
+        self.cluster.watch.count("disks lost")
 
     def crash(self, *, power: bool = True) -> None:
         if self.host is None:
@@ -218,6 +261,7 @@ class Cluster:
         timing: RaftTiming | None = None,
         limits: RaftLimits | None = None,
         rotate_bytes: int = 64 << 20,
+        spares: int = 0,
     ) -> None:
         self.loop = loop
         self.dice = loop.dice
@@ -227,12 +271,13 @@ class Cluster:
         self.rotate_bytes = rotate_bytes
         self.watch = Watch()
         self.network = Network(loop, self.dice.fork(), weather)
-        self.names = [NodeId(f"n{number}") for number in range(1, size + 1)]
+        self.founders = [NodeId(f"n{number}") for number in range(1, size + 1)]
+        self.names = [*self.founders, *(NodeId(f"s{number}") for number in range(1, spares + 1))]
         self.nodes = {name: Node(self, name) for name in self.names}
 
     def voters(self, group: int) -> tuple[NodeId, ...]:
-        shift = group % len(self.names)
-        return tuple(self.names[shift:] + self.names[:shift])
+        shift = group % len(self.founders)
+        return tuple(self.founders[shift:] + self.founders[:shift])
 
     def start(self) -> None:
         for node in self.nodes.values():
@@ -242,12 +287,32 @@ class Cluster:
         return [node.host for node in self.nodes.values() if node.host is not None]
 
     def check_leaders(self) -> None:
-        for name, node in self.nodes.items():
+        for node in self.nodes.values():
             if node.host is not None:
                 for group in node.host.groups():
                     status = node.host.status(group)
                     if status.role == "leader":
-                        self.watch.leads(name, group, status.term)
+                        self.watch.leads(node.member, group, status.term)
+                        if node.member not in status.voters:
+                            raise Violation(f"{node.member} leads group {group} and is none of its voters: {status}")
+
+    def check_members(self) -> None:
+        """What the live nodes have applied of changes of members must be the same everywhere."""
+        for node in self.nodes.values():
+            for held in node.host._groups.values() if node.host is not None else ():
+                for index, members in held.configurations._known[1:]:
+                    if index <= held.engine.applied:
+                        self.watch.decided(node.member, held.group, index, held.log.term_at(index), members)
+        for group in range(self.groups):
+            self._check_chain(group)
+
+    def _check_chain(self, group: int) -> None:
+        """Successive members share a majority: at most one voter differs."""
+        changes = sorted(self.watch.members.get(group, {}).items())
+        chain = [Members(self.voters(group)), *(members for _, (_, members) in changes)]
+        for before, after in itertools.pairwise(chain):
+            if len({*before.voters} ^ {*after.voters}) > 1:
+                raise Violation(f"group {group} went from {before} to {after} in one step")
 
     def leader(self, group: int = 0) -> Node | None:
         """The live leader of the highest term."""
@@ -275,17 +340,44 @@ class Cluster:
         """All nodes up, and each group's replicas equal."""
         await self.until(self._equal, seconds)
 
+    async def settled_among(self, names: Sequence[NodeId]) -> None:
+        """As `settled` for group 0, while the others are down."""
+
+        def equal() -> bool:
+            leader = self.leader()
+            if leader is None:
+                return False
+            last = leader.host.status(GroupId(0)).last
+            return all(self.nodes[name].host.status(GroupId(0)).applied == last for name in names)
+
+        await self.until(equal)
+
     def _equal(self) -> bool:
         if any(node.host is None for node in self.nodes.values()):
             return False
         for group in range(self.groups):
-            all_status = [node.host.status(GroupId(group)) for node in self.nodes.values() if node.host]
-            leaders = [status for status in all_status if status.role == "leader"]
-            if len(leaders) != 1 or any(status.applied != leaders[0].last for status in all_status):
+            leader = self.leader(group)
+            if leader is None:
                 return False
-            if len({node.machine.state(group).dump() for node in self.nodes.values()}) != 1:
+            first = leader.host.status(GroupId(group))
+            taking_part = self.taking_part(group)
+            statuses = [node.host.status(GroupId(group)) for node in taking_part]
+            if len(taking_part) < len({*first.voters, *first.learners}):
+                return False
+            if sum(status.role == "leader" for status in statuses) != 1:
+                return False
+            if any(s.applied != first.last or s.voters != first.voters or s.changing for s in statuses):
+                return False
+            if len({node.machine.state(group).dump() for node in taking_part}) != 1:
                 return False
         return True
+
+    def taking_part(self, group: int) -> list[Node]:
+        """The live nodes that are voters or learners as the leader has it."""
+        leader = self.leader(group)
+        status = leader.host.status(GroupId(group))
+        members = {*status.voters, *status.learners}
+        return [node for node in self.nodes.values() if node.host is not None and node.member in members]
 
     def describe(self) -> str:
         lines = []

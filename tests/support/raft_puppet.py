@@ -30,6 +30,7 @@ class Puppet:
 
     def __init__(self, loop: VirtualLoop, size: int = 3, limits: RaftLimits | None = None) -> None:
         self.loop = loop
+        self.void: list[str] = []
         self.names = [NodeId(name) for name in "abcde"[:size]]
         self.disk = SimDisk(loop, Dice(1))
         self.journal = Journal.open(Wal.open(self.disk.directory("raft"), segment_bytes=1 << 20))
@@ -44,6 +45,7 @@ class Puppet:
             entropy=Dice(3),
             timing=RaftTiming(),
             limits=limits or RaftLimits(),
+            void=self.void.append,
         )
         self.engine = self.group.engine
 

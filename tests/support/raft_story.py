@@ -10,7 +10,8 @@ from raftspine.checkers.linear import linearizable
 from raftspine.checkers.models import REGISTER
 from raftspine.cluster.raft_host import RaftLimits
 from raftspine.errors import SpineError, Unknown
-from raftspine.model import GroupId
+from raftspine.model import GroupId, MemberId, node_of
+from raftspine.ports import AddLearner, Change, Members, Promote, Remove
 from raftspine.sim.loop import Dice, VirtualLoop, run
 from raftspine.sim.net import Weather
 from tests.support.raft_cluster import Cluster, Node, Violation, command
@@ -22,12 +23,57 @@ SMALL = RaftLimits(compact_entries=40, compact_bytes=20_000, keep_entries=8, app
 """Limits at which a short run compacts, rotates its journal and needs snapshots."""
 
 
+class Mender:
+    """Has each member that lost its disk replaced by the one its node is now, one change at a time."""
+
+    def __init__(self, cluster: Cluster, group: int) -> None:
+        self.cluster = cluster
+        self.group = GroupId(group)
+
+    async def mend(self) -> None:
+        async with asyncio.timeout(120.0):
+            while True:
+                leader = self.cluster.leader(self.group)
+                if leader is not None and leader.host is not None:
+                    members = leader.host.members(self.group)
+                    change = self._next(members, leader)
+                    if change is None and set(members.voters) <= self._living():
+                        return
+                    with contextlib.suppress(SpineError, TimeoutError):
+                        if change is not None:
+                            async with asyncio.timeout(2.0):
+                                await leader.host.change(self.group, change)
+                await self.cluster.pause(0.1)
+
+    def _living(self) -> set[MemberId]:
+        return {node.member for node in self.cluster.nodes.values()}
+
+    def _next(self, members: Members, leader: Node) -> Change | None:
+        living = self._living()
+        for learner in members.learners:
+            if learner not in living:
+                return Remove(learner)
+        for voter in members.voters:
+            if voter not in living:
+                heir = self.cluster.nodes[node_of(voter)].member
+                if heir not in (*members.voters, *members.learners):
+                    return AddLearner(heir)
+                return Remove(voter) if leader.host is not None and leader.host.caught_up(self.group, heir) else None
+        return Promote(members.learners[0], len(members.voters)) if members.learners else None
+
+
 class Story:
-    def __init__(self, loop: VirtualLoop, *, nodes: int, datagrams: bool, seconds: float, disk_faults: bool) -> None:
+    def __init__(
+        self, loop: VirtualLoop, *, nodes: int, datagrams: bool, seconds: float, disk_faults: bool, membership: bool
+    ) -> None:
         self.loop = loop
         self.dice = loop.dice.fork()
         weather = DATAGRAMS if datagrams else LINKS
-        self.cluster = Cluster(loop, nodes, groups=2, weather=weather, limits=SMALL, rotate_bytes=30_000)
+        spares = 2 if membership else 0
+        self.cluster = Cluster(
+            loop, nodes, groups=2, weather=weather, limits=SMALL, rotate_bytes=30_000, spares=spares
+        )
+        self.membership = membership
         self.seconds = seconds
         self.disk_faults = disk_faults
         self.histories: dict[tuple[int, str], list[Operation]] = {}
@@ -42,7 +88,11 @@ class Story:
         for node in cluster.nodes.values():
             node.disk.on_sync = lambda node=node: self._maybe_crash(node)
         clients = [self._client(number, self.dice.fork()) for number in range(5)]
-        self.tasks = [self.loop.create_task(work) for work in [*clients, self._nemesis(), self._observer()]]
+        work = [*clients, self._nemesis(), self._observer()]
+        if self.membership:
+            work += [self._rearranging(group, self.dice.fork()) for group in range(2)]
+            work.append(self._losing_disks(self.dice.fork()))
+        self.tasks = [self.loop.create_task(each) for each in work]
         try:
             await cluster.pause(self.seconds)
             self.done = True
@@ -56,7 +106,10 @@ class Story:
             node.disk.full = node.disk.broken = False
             if node.host is None:
                 node.start()
+        if self.membership:
+            await asyncio.gather(*(Mender(cluster, group).mend() for group in range(2)))
         await cluster.settled()
+        cluster.check_members()
         self._verdict()
         for name in ("snapshots sent", "snapshots installed", "crashes"):
             cluster.watch.counts.setdefault(name, 0)
@@ -68,12 +121,12 @@ class Story:
             if not verdict.ok:
                 raise Violation(f"group {group}: {verdict.reason}: {verdict.window}")
         for (group, key), values in self.acknowledged.items():
-            stored = next(iter(self.cluster.nodes.values())).machine.state(group).lists.get(key, [])
+            stored = self.cluster.taking_part(group)[0].machine.state(group).lists.get(key, [])
             for value in values:
                 if stored.count(value) != 1:
                     raise Violation(f"acknowledged {value} is {stored.count(value)} times in {key}: {stored}")
         for (group, key), values in self.appended.items():
-            stored = next(iter(self.cluster.nodes.values())).machine.state(group).lists.get(key, [])
+            stored = self.cluster.taking_part(group)[0].machine.state(group).lists.get(key, [])
             if len(set(stored)) != len(stored) or not set(stored) <= set(values):
                 raise Violation(f"list {key} of group {group} holds what nobody appended once: {stored}")
         for node in self.cluster.nodes.values():
@@ -87,6 +140,7 @@ class Story:
     async def _observer(self) -> None:
         while not self.done:
             self.cluster.check_leaders()
+            self.cluster.check_members()
             await self.cluster.pause(0.02)
 
     async def _client(self, number: int, dice: Dice) -> None:
@@ -246,6 +300,61 @@ class Story:
                 async with asyncio.timeout(3.0):
                     await work
 
+    # ── those who rearrange ────────────────────────────────────────────────────────────────────────────────
+
+    async def _rearranging(self, group: int, dice: Dice) -> None:
+        """Changes of members, sensible or not, at whatever moment."""
+        while not self.done:
+            await self.cluster.pause(dice.uniform(0.0, 0.6))
+            leader = self.cluster.leader(group)
+            if leader is None or leader.host is None:
+                continue
+            change = self._some_change(leader.host.members(GroupId(group)), dice)
+            try:
+                async with asyncio.timeout(dice.uniform(0.1, 2.0)):
+                    await leader.host.change(GroupId(group), change)
+                self.cluster.watch.count(f"done: {type(change).__name__}")
+            except (SpineError, TimeoutError):
+                self.cluster.watch.count("changes refused or unknown")
+
+    def _some_change(self, members: Members, dice: Dice) -> Change:
+        present = [*members.voters, *members.learners]
+        # A member that will not come back must not be let in again, and its place is taken by who came after it.
+        living = [node.member for node in self.cluster.nodes.values()]
+        absent = [member for member in living if member not in present]
+        stale = [member for member in present if member not in living]
+        if stale and dice.chance(0.5):
+            return Remove(stale[0])
+        if members.learners and dice.chance(0.6):
+            return Promote(dice.choice(list(members.learners)), dice.below(4))
+        if absent and dice.chance(0.7):
+            return AddLearner(dice.choice(absent))
+        return Remove(dice.choice(present if len(members.voters) > 3 else [*members.learners, *members.voters[:1]]))
+
+    async def _losing_disks(self, dice: Dice) -> None:
+        """Now and then a node loses all it has, when its groups can bear that: it is a failure for good."""
+        while not self.done:
+            await self.cluster.pause(dice.uniform(1.0, 4.0))
+            node = dice.choice(list(self.cluster.nodes.values()))
+            if node.host is not None and self._expendable(node):
+                node.crash(power=True)
+                node.lose_disk()
+                await self.cluster.pause(dice.uniform(0.05, 1.0))
+                node.start()
+
+    def _expendable(self, node: Node) -> bool:
+        """Whether every group keeps a majority that lost nothing, by whatever members any live node goes by."""
+        living = {each.member for each in self.cluster.nodes.values()} - {node.member}
+        for each in self.cluster.nodes.values():
+            if each.host is None:
+                return False
+            for group in range(2):
+                status = each.host.status(GroupId(group))
+                left = sum(voter in living for voter in status.voters)
+                if status.changing or (status.voters and (left < 2 or left <= len(status.voters) // 2)):
+                    return False
+        return True
+
     async def _bad_disk(self, dice: Dice) -> None:
         node = self._target(dice)
         kind = dice.choice(("full", "broken"))
@@ -256,12 +365,26 @@ class Story:
 
 
 def tell(
-    seed: int, *, nodes: int = 3, datagrams: bool = False, seconds: float = 12.0, disk_faults: bool = True
+    seed: int,
+    *,
+    nodes: int = 3,
+    datagrams: bool = False,
+    seconds: float = 12.0,
+    disk_faults: bool = True,
+    membership: bool = False,
 ) -> Any:
-    """Run one seed. Returns counts; raises Violation, or whatever went wrong."""
+    """Run one seed. With `membership`, two more nodes come and go, and now and then one loses its disk. Returns
+    counts; raises Violation, or whatever went wrong."""
 
     async def main(loop: VirtualLoop) -> dict[str, int]:
-        story = Story(loop, nodes=nodes, datagrams=datagrams, seconds=seconds, disk_faults=disk_faults)
+        story = Story(
+            loop,
+            nodes=nodes,
+            datagrams=datagrams,
+            seconds=seconds,
+            disk_faults=disk_faults,
+            membership=membership,
+        )
         return await story.tell()
 
     return run(main, seed=seed)

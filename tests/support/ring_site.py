@@ -87,6 +87,7 @@ class Site:
         def same() -> bool:
             return all(
                 node.replica.vector(group) == nodes[0].replica.vector(group)
+                and group in node.raft.groups()
                 and node.raft.status(group).applied == nodes[0].raft.status(group).last
                 for group in nodes[0].replica.groups()
                 for node in nodes

@@ -73,6 +73,7 @@ def add(start: int, end: int | None, amount: int, total: int | None = None) -> O
 COUNTERS = [
     ("adds in order", [add(0, 1, 1, 1), add(2, 3, 2, 3), r(4, 5, 3)], "ok"),
     ("adds that are not told the total", [add(0, 9, 1), add(0, 9, 1), r(10, 11, 2)], "ok"),
+    ("a refused add", [add(0, 1, 1, 1), op(2, 3, "add", 1, {"refused": True}), r(4, 5, 1)], "ok"),
     ("a lost add", [add(0, 1, 1), add(2, 3, 1), r(4, 5, 1)], "violation"),
     ("an add done twice", [add(0, 1, 1), r(2, 3, 2)], "violation"),
     ("an unknown add, not yet and then", [add(0, None, 5), r(2, 3, 0), r(4, 5, 5)], "ok"),

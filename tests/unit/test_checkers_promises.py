@@ -35,6 +35,9 @@ CASES = [
     (LOST, "another is shown", [w(0, 1, 1), w(2, 3, 2), final(1)], "violation"),
     (LOST, "superseded", [w(0, 1, 1), w(2, 3, 2), final(2)], "ok"),
     (LOST, "perhaps superseded", [w(0, 1, 1), w(2, None, 2), final(2)], "ok"),
+    (LOST, "concurrent, and all gone", [w(0, 9, 1), w(0, 9, 2), final(None)], "violation"),
+    (LOST, "over a chain", [w(0, 5, 1), w(4, 9, 2), w(8, 12, 3), op(1, 6, "delete"), final(None)], "ok"),
+    (LOST, "an unknown write removes nothing", [w(0, 1, 1), w(2, None, 2), final(None)], "violation"),
     (LOST, "a failed write supersedes nothing", [w(0, 1, 1), w(2, 3, 2, outcome="fail"), final(None)], "violation"),
     (LOST, "a failed write may be missing", [w(0, 1, 1, outcome="fail"), final(None)], "ok"),
     (LOST, "deleted", [w(0, 1, 1), op(2, 3, "delete"), final(None)], "ok"),
@@ -49,6 +52,7 @@ CASES = [
     (ONCE, "an answer and a doubt", [w(0, None, 1, **KEYED), w(2, 3, 1, output="v2", **KEYED)], "ok"),
     (BOUNDS, "exact", [op(0, 1, "add", 2), op(2, 3, "add", 3), op(4, 5, "read", None, 5)], "ok"),
     (BOUNDS, "an unknown add", [op(0, None, "add", 2), op(2, 3, "read", None, 0), final(2)], "ok"),
+    (BOUNDS, "a refused add", [op(0, 1, "add", 2, {"refused": True}), final(0)], "ok"),
     (BOUNDS, "too few", [op(0, 1, "add", 2), op(2, 3, "read", None, 1)], "violation"),
     (BOUNDS, "too many", [op(0, 1, "add", 2), final(4)], "violation"),
 ]

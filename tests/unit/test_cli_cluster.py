@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from raftspine.cli import main
-from raftspine.cli.diagnosis import View, diagnose, raft_lag, ring_lag
+from raftspine.cli.diagnosis import View, diagnose, raft_lag, ring_lag, snapshots
 from raftspine.cli.exits import Exit
 from raftspine.model import Member, NodeId
 from tests.support.fake_server import FakeServer
@@ -62,6 +62,32 @@ def test_a_node_that_is_down_is_told_once() -> None:
     one = node("n1", leads=True)
     one["peers"]["n2"] = {"connected": False, "pending_dots": 900, "lag_seconds": 60.0}
     assert problems(*views(n1=one, n2=None)) == ["n2 does not answer at http://10.0.0.2:8788 (Connection refused)"]
+
+
+def test_a_replica_that_differs_is_told_with_what_will_happen() -> None:
+    def quarantined(reason: str) -> dict[str, Any]:
+        return node(
+            "n2",
+            ready=False,
+            reasons=[f"group 4: {reason}"],
+            groups=[group("meta", "follower"), group("group 4", "follower", reason=reason, quarantined=True)],
+        )
+
+    wrong = "this replica differs from the majority below entry 1024: n2 aa, n1 bb, n3 bb"
+    (finding,) = (f for f in diagnose(views(n2=quarantined(wrong))) if "leader" not in f.problem)
+    assert finding.problem == f"n2 shows nothing of group 4: {wrong}" and "by itself" in finding.remedy
+    torn = "replicas differ and none has a majority below entry 1024: n2 aa, n1 bb"
+    (finding,) = (f for f in diagnose(views(n2=quarantined(torn))) if "leader" not in f.problem)
+    assert "nobody knows which replica is right" in finding.remedy
+
+
+def test_snapshots_on_their_way_are_shown() -> None:
+    sending = node("n1", groups=[group("group 4", "leader", snapshots=[{"to": "n2", "index": 9, "bytes": 3 << 20}])])
+    taking = node("n2", groups=[group("group 4", "follower", snapshots=[{"index": 9, "bytes": 1 << 19}])])
+    one, two, three = views(n1=sending, n2=taking)
+    assert snapshots(one) == ["n1 sends n2 a snapshot of group 4: 3.0 MiB so far"]
+    assert snapshots(two) == ["n2 receives a snapshot of group 4: 0.5 MiB so far"]
+    assert snapshots(three) == []
 
 
 def test_a_lost_majority_names_who_must_come_back() -> None:

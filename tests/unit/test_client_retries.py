@@ -71,6 +71,9 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
+PARTLY = Fault(503, "no_quorum", details={"acked": 1, "needed": 2, "indeterminate": True})
+"""A ring write that one replica has: not acknowledged, and it may surface."""
+
 RETRIED = [
     Fault(503, "no_leader"),
     Fault(504, "outcome_unknown", applied=True),
@@ -153,12 +156,19 @@ def test_nobody_there_is_unavailable(server: FakeServer) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("first", [Fault(cut=True), Fault(504, "outcome_unknown")], ids=str)
+@pytest.mark.parametrize("first", [Fault(cut=True), Fault(504, "outcome_unknown"), PARTLY], ids=str)
 def test_a_write_once_in_doubt_never_ends_as_refused(server: FakeServer, first: Fault, last: Fault) -> None:
     server.faults.extend([first] + [last] * 100)
     with pytest.raises(Unknown) as raised:
         put(server.url, timeout=0.3)
     assert raised.value.details["idempotency_key"] == f"{1:032x}"
+
+
+def test_a_write_that_some_replicas_have_is_not_called_refused(server: FakeServer) -> None:
+    server.faults.extend([PARTLY] * 100)
+    with pytest.raises(Unknown) as raised:
+        put(server.url, timeout=0.3)
+    assert raised.value.details["acked"] == 1
 
 
 def test_a_write_once_in_doubt_may_end_as_decided(server: FakeServer) -> None:

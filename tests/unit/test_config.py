@@ -120,7 +120,7 @@ def test_every_setting_can_be_written() -> None:
         + """
   region: eu
 partitioning: {strategy: agent, shard_groups: 64}
-storage: {data_dir: /srv/x, durability: interval, map_size_bytes: 2GiB}
+storage: {data_dir: /srv/x, durability: interval, map_size_bytes: 2GiB, snapshot_bytes_per_second: 4MiB}
 timing: {preset: wan, strong_timeout_ms: 9000}
 limits: {content_bytes: 1000, tags: 5}
 security: {api_keys_file: /k, tls_cert: /c, tls_key: /p, tls_ca: /a}
@@ -132,6 +132,7 @@ mcp:
     )
     assert config.region == "eu" and config.partitioning.shard_groups == 64
     assert config.storage.map_size_bytes == 2 << 30 and config.storage.durability == "interval"
+    assert config.storage.snapshot_bytes_per_second == 4 << 20
     assert config.timing.strong_timeout_ms == 9000 and config.timing.heartbeat_ms > Timing().heartbeat_ms
     assert (config.limits.content_bytes, config.limits.tags, config.limits.id_bytes) == (1000, 5, 255)
     assert config.security.tls and config.security.api_keys_file == Path("/k")
@@ -229,6 +230,7 @@ replicaton: {}
         (nodes(1, "limits: {content_bytes: 3000000}\n"), "limits.content_bytes", "body_bytes"),
         (nodes(1, "limits: {id_bytes: 256}\n"), "limits.id_bytes", "1 to 255"),
         (nodes(1, "storage: {map_size_bytes: big}\n"), "storage.map_size_bytes", "64GiB"),
+        (nodes(1, "storage: {snapshot_bytes_per_second: 1KiB}\n"), "storage.snapshot_bytes_per_second", "65536"),
         (nodes(1, "security: {tls_cert: /x}\n"), "security.tls_cert", "tls_key"),
         (nodes(1, "regions: [eu]\n"), "regions", "not supported"),
         (nodes(1, "mcp: {port: 1}\n"), "mcp", "not supported"),

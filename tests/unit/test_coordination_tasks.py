@@ -30,7 +30,7 @@ def test_a_task_from_its_queue_to_its_end() -> None:
         extended = await site.post("/v1/tasks/q/t1/extend", token, via="b")
         assert (extended.status, extended.json["ttl_ms"]) == (200, 60_000)
         longer = await site.post("/v1/tasks/q/t1/extend", {**token, "lease_seconds": 90})
-        assert longer.json["ttl_remaining_ms"] == 90_000
+        assert 89_000 < longer.json["ttl_remaining_ms"] <= 90_000
         done = await site.post("/v1/tasks/q/t1/complete", {**token, "result": "first"}, via="b")
         assert (done.json["first"], done.json["result"]) == (True, "first")
         late = await site.post("/v1/tasks/q/t1/complete", {**token, "result": "second"})

@@ -77,6 +77,7 @@ def test_the_window_is_bounded_by_count_and_says_where_it_begins(
     log: LedgerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "KEPT", 10)
+    monkeypatch.setattr(events, "TRIM_EVERY", 1)
     for n in range(30):
         log.do(put(n))
     assert events.window(log.store) == events.Window(21, 30)
@@ -84,7 +85,20 @@ def test_the_window_is_bounded_by_count_and_says_where_it_begins(
     assert len(log.store.tables["event"]) == 10
 
 
-def test_the_window_is_bounded_by_age_and_shrinks_step_by_step(log: LedgerLog) -> None:
+def test_the_window_is_looked_at_now_and_then(log: LedgerLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "KEPT", 10)
+    sizes = []
+    for n in range(4 * events.TRIM_EVERY):
+        log.do(put(n))
+        sizes.append(len(log.store.tables["event"]))
+    assert max(sizes) < 10 + 2 * events.TRIM_EVERY and sizes[-1] == 10
+    assert log.store.counter(events.FIRST) == 4 * events.TRIM_EVERY - 9
+
+
+def test_the_window_is_bounded_by_age_and_shrinks_step_by_step(
+    log: LedgerLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "TRIM_EVERY", 1)
     for n in range(10):
         log.do(put(n))
     log.time_ms += events.KEPT_MS + 1
@@ -95,7 +109,10 @@ def test_the_window_is_bounded_by_age_and_shrinks_step_by_step(log: LedgerLog) -
     assert events.window(log.store) == events.Window(11, 21)
 
 
-def test_what_happens_in_one_entry_after_the_window_moved_is_still_numbered_on(log: LedgerLog) -> None:
+def test_what_happens_in_one_entry_after_the_window_moved_is_still_numbered_on(
+    log: LedgerLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "TRIM_EVERY", 1)
     log.entry(*(put(n) for n in range(5)))
     log.time_ms += events.KEPT_MS + 1
     log.entry(*(put(n) for n in range(5)))

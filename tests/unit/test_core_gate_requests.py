@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from raftspine.core.ledger import audit, events, freezes, gates
+from raftspine.core.ledger import audit, events, freezes, gate_acts, gates
 from raftspine.core.ledger import gate_requests as requests
 from raftspine.core.ledger.gate_commands import (
     AdmitRequest,
@@ -188,6 +188,24 @@ def test_a_freeze_ends_at_its_time_and_binds_only_its_scope() -> None:
     assert site.state("r1") == "READY"
 
 
+def test_freezes_that_are_over_make_room_and_one_that_is_over_already_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(freezes, "MOST", 3)
+    site = Site()
+    for number in range(3):
+        until_ms = site.log.time_ms + 1000
+        done = site.log.do(PutFreeze(f"f{number}", "prod/", "incident", until_ms, agent="ops"))
+        assert done.status is Status.DONE
+    assert site.log.do(PutFreeze("f3", "prod/", "incident", agent="ops")).status is Status.TOO_MANY
+    site.log.time_ms += 1000
+    again = site.log.do(PutFreeze("f0", "prod/", "incident", agent="ops"))
+    assert again.status is Status.DONE and again.created
+    assert [id for id, _ in freezes.page(site.log.store)] == ["f0"]
+    late = site.log.do(PutFreeze("f9", "prod/", "incident", site.log.time_ms, agent="ops"))
+    assert late.status is Status.INVALID, "a freeze that freezes nothing must not look like one"
+
+
 def test_a_freeze_also_closes_a_simple_gate() -> None:
     log = LedgerLog()
     log.do(PutGate("prod/simple", "open", uses=5))
@@ -217,6 +235,20 @@ def test_an_override_takes_two_people_and_an_end() -> None:
     token = site.opened("r1")
     assert site.verify("r1", token)
     assert Site().log.do(OverrideRequest(GATE, "r1", DIGEST, "x", agent="bob")).status is Status.ABSENT
+
+
+def test_an_override_lasts_only_as_long_as_the_policy_would_allow_it() -> None:
+    override = Override(people=2, seconds=60)
+    site = Site(Policy((Approval(),), override=override))
+    site.ask("r1")
+    for who in ("dan", "eve"):
+        site.log.do(OverrideRequest(GATE, "r1", DIGEST, "outage", agent=who))
+    assert site.state("r1") == "READY"
+    for stricter in (None, Override(people=3)):
+        site.log.do(PutGate(GATE, "open", policy=Policy((Approval(),), override=stricter), agent="ops"))
+        assert site.admit("r1").status is Status.GATE_CLOSED
+    site.log.do(PutGate(GATE, "open", policy=Policy((Approval(),), override=override), agent="ops"))
+    assert site.admit("r1").status is Status.GRANTED
 
 
 def test_a_freeze_may_be_beyond_override() -> None:
@@ -280,6 +312,58 @@ def test_time_ends_what_nobody_ends() -> None:
     assert site.admit("r2").status is Status.WRONG_STATE
     site.log.do(Wake())
     assert site.state("r2") == "EXPIRED"
+
+
+def test_an_admission_whose_time_is_over_is_not_granted_again() -> None:
+    site = Site(Policy(open_seconds=10))
+    site.ask("r1")
+    token = site.opened("r1")
+    site.log.time_ms += 10_000
+    assert not site.verify("r1", token)
+    assert site.admit("r1").status is Status.WRONG_STATE, "no Wake has come, and still"
+
+
+def test_ready_is_told_only_when_it_is_so() -> None:
+    site = Site(Policy((Approval(), Wait(5))))
+    for id in ("r1", "r2"):
+        site.ask(id)
+    site.approve("r2")
+    site.log.time_ms += 5000
+    site.log.do(Wake())
+    told = [event.data["request"] for _, event in events.read(site.log.store, 1, 99) if event.change == "ready"]
+    assert told == ["r2"]
+
+
+def test_places_outlast_a_gate_that_is_made_anew_and_a_policy_that_shrinks() -> None:
+    site = Site(Policy(concurrent=2))
+    for id in ("r1", "r2", "r3", "r4"):
+        site.ask(id)
+    tokens = [site.opened("r1"), site.opened("r2")]
+    assert [site.admit(id, queue=True).result["position"] for id in ("r3", "r4")] == [1, 2]
+    site.log.do(PutGate(GATE, "open", policy=Policy(concurrent=1), agent="ops"))
+    site.complete("r1", tokens[0])
+    assert site.state("r3") == "QUEUED", "one is through, and only one may be"
+    site.log.do(DeleteGate(GATE, agent="ops"))
+    site.complete("r2", tokens[1])
+    site.log.do(PutGate(GATE, "open", policy=Policy(concurrent=1), agent="ops"))
+    assert site.admit("r4").result["position"] == 1 and site.state("r3") == "OPEN"
+    assert [action for action, _, _ in site.acts()].count("delete") == 1, "one chain, unbroken"
+
+
+def test_no_row_of_a_request_grows_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_acts, "PEOPLE_MOST", 3)
+    site = Site()
+    site.ask("r1")
+    assert site.approve("r1", groups=("g" * 65,)).status is Status.INVALID
+    assert site.approve("r1", groups=("g",) * 65).status is Status.INVALID
+    assert site.approve("r1", digest="x" * 70_000).status is Status.INVALID, "nor one of its audit chain"
+    for number in range(5):
+        name = f"h{number}"
+        site.log.do(PutGate(GATE, "open", policy=Policy((Hold(name),)), agent="ops"))
+        lifted = site.log.do(LiftHold(GATE, "r1", name, agent="ops"))
+        assert lifted.status is (Status.DONE if number < 3 else Status.TOO_MANY)
+    site.freeze()
+    assert site.log.do(LiftFreeze("f1", "x" * 2000, agent="ops")).status is Status.INVALID
 
 
 def test_a_wait_ripens_by_the_log_s_time() -> None:
@@ -356,3 +440,12 @@ def test_a_deleted_gate_closes_for_who_is_through() -> None:
     site.log.do(DeleteGate(GATE, agent="ops"))
     assert not site.verify("r1", token)
     assert freezes.page(site.log.store) == []
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 600])
+def test_what_no_gate_is_called_is_read_as_absent(name: str) -> None:
+    store = Site().log.store
+    assert requests.read(store, name, "r1") is None and requests.read(store, GATE, name) is None
+    assert requests.page(store, name, 10) == [] and gates.show(store, name) is None
+    assert not requests.verify(store, name, "r1", 1, None, 0).valid
+    assert audit.read(store, "gate", name, 0, 10) == [] and audit.head(store, "gate", name) is None

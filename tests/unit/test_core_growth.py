@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
-from raftspine.core.ledger import fence, locks, sessions
+from raftspine.core.ledger import fence, gate_requests, gate_steps, locks, sessions
 from raftspine.core.ledger.commands import Guard, PutMemory
+from raftspine.core.ledger.gate_commands import AdmitRequest, CompleteRequest, EndRequest, RequestGate
+from raftspine.core.ledger.gate_policy import Policy
 from raftspine.core.ledger.lock_commands import LOCK, AcquireLock, ExpireSession, OpenSession, ReleaseLock, Wake
-from raftspine.core.ledger.task_commands import ClaimTasks, CompleteTask, EnqueueTask
+from raftspine.core.ledger.task_commands import ClaimTasks, CompleteTask, EnqueueTask, PutGate
 from raftspine.model import Memory
 from tests.support.ledger_store import LedgerLog
 
@@ -90,3 +92,40 @@ def test_a_read_costs_as_much_among_many_as_among_few(sizes: tuple[LedgerLog, Le
         assert len(sessions.page(log.store, "", 10)) == 10
         costs.append(log.store.reads)
     assert costs[0] == costs[1]
+
+
+def _gate(live: int, ended: int) -> LedgerLog:
+    """A gate through which one is, while others wait for their turn or have had it."""
+    log = LedgerLog()
+    log.do(PutGate("g", "open", policy=Policy(), agent="ops"))
+    for i in range(live):
+        log.do(RequestGate("g", f"live-{i}", "d", agent="ann"))
+        log.do(AdmitRequest("g", f"live-{i}", "d", True, agent="ann"))
+    for i in range(ended):
+        log.do(RequestGate("g", f"ended-{i}", "d", agent="ann"))
+        log.do(EndRequest("g", f"ended-{i}", True, agent="ops"))
+    return log
+
+
+def _reads(log: LedgerLog, *commands: Any) -> int:
+    log.store.reads = 0
+    for command in commands:
+        log.do(command)
+    return log.store.reads
+
+
+def test_the_end_of_a_request_costs_as_much_behind_many_that_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_steps, "ENDED_KEPT", 5)
+    asked = RequestGate("g", "new", "d", agent="ann"), EndRequest("g", "new", True, agent="ops")
+    assert _reads(_gate(3, 9), *asked) == _reads(_gate(200, 9), *asked) < 80
+
+
+def test_a_queue_that_lapses_at_once_costs_so_much_for_each_place() -> None:
+    costs = []
+    for places in (100, 400):
+        log = _gate(places + 1, 0)
+        row = gate_requests.read(log.store, "g", "live-0")
+        assert row is not None
+        log.time_ms += 600_000
+        costs.append(_reads(log, CompleteRequest("g", "live-0", row.token, True, agent="ann")))
+    assert costs[1] < 5 * costs[0], "not with its square"

@@ -195,6 +195,21 @@ def test_a_semaphore_counts_weighted_permits(log: LedgerLog) -> None:
     assert holders(log) == ["heavy"]
 
 
+def test_what_a_session_has_of_a_semaphore_is_not_made_more_by_asking_again(log: LedgerLog) -> None:
+    log.do(OpenSession("s", TTL))
+    first = log.do(acquire("a", session="s", mode="semaphore", permits=3))
+    assert log.do(acquire("b", session="s", mode="semaphore", weight=3)).status is Status.DEADLOCK
+    again = log.do(acquire("b", session="s", mode="semaphore"))
+    assert again.result["hold"] == 2 and again.result["token"] == first.result["token"]
+
+
+def test_a_lease_s_name_does_not_give_it_to_another_owner(log: LedgerLog) -> None:
+    first = log.do(acquire("mine", agent="ann"))
+    assert log.do(acquire("mine", agent="bob")).status is Status.EXISTS
+    assert log.do(acquire("mine", "other", agent="bob")).status is Status.EXISTS, "nor its session"
+    assert log.do(acquire("mine", agent="ann")).result["token"] == first.result["token"]
+
+
 def test_many_readers_behind_a_writer_are_granted_over_several_entries(log: LedgerLog) -> None:
     writer = log.do(acquire("w"))
     readers = [f"r{i:03}" for i in range(lock_queue.GRANTS_AT_ONCE + 10)]
@@ -222,6 +237,24 @@ def test_an_expiry_gives_back_all_a_session_had(log: LedgerLog) -> None:
     assert holders(log, "one") == ["d"] and waiting(log, "two") == ["e"]
     assert log.do(acquire("f", "three", session="s")).status is Status.SESSION_GONE
     assert not [key for key in log.store.tables["held"] if key.startswith(b"s\0")]
+
+
+def test_the_end_of_a_session_passes_on_so_many_places_and_a_wake_the_rest(
+    log: LedgerLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_queue, "GRANTS_PER_COMMAND", 3)
+    log.do(OpenSession("s", TTL))
+    names = [f"lock-{number}" for number in range(5)]
+    for name in names:
+        log.do(acquire(f"{name}-held", name, session="s"))
+        log.do(queued(f"{name}-next", name))
+    log.do(CloseSession("s"))
+    assert sum(bool(holders(log, name)) for name in names) == 3
+    assert log.do(acquire("newcomer", names[4])).status is Status.LOCK_HELD, "free, and yet another's turn"
+    assert due.next_due(log.store) == log.time_ms
+    log.do(Wake())
+    assert [holders(log, name) for name in names] == [[f"{name}-next"] for name in names]
+    assert due.next_due(log.store) is None
 
 
 def test_an_expiry_is_overtaken_by_the_log_and_by_another_leader(log: LedgerLog) -> None:
@@ -391,6 +424,12 @@ def test_a_guard_is_current_or_the_write_is_fenced(log: LedgerLog) -> None:
     refused = write(token)
     assert refused.status is Status.FENCED and refused.result == {"lock": "deploy", "token": token}
     assert write(log.do(queued("b")).result["token"]).status is Status.CHANGED
+
+
+def test_a_write_has_a_bounded_number_of_guards(log: LedgerLog) -> None:
+    guard = Guard("deploy", log.do(acquire("a")).result["token"])
+    assert log.do(PutMemory("m", Memory(1), guards=(guard,) * 64)).status is Status.CREATED
+    assert log.do(PutMemory("m", Memory(2), guards=(guard,) * 65)).status is Status.INVALID
 
 
 def test_a_replayed_write_answers_as_it_did_when_its_guard_was_current(log: LedgerLog) -> None:

@@ -321,3 +321,19 @@ def test_a_transaction_sees_locks_and_is_fenced(log: LedgerLog) -> None:
     assert log.do(Txn((Compare(lock="l"),))).result["succeeded"]
     assert not log.do(Txn((Compare(lock="l", token=token),))).result["succeeded"]
     assert log.do(Txn(guards=(Guard("l", token),))).status is Status.FENCED
+
+
+def test_what_a_transaction_reads_is_bounded(log: LedgerLog) -> None:
+    log.do(PutMemory("m", Memory("x" * (1 << 20))))
+    assert log.do(Txn(then=(GetMemory("m"),) * 3)).status is Status.DONE
+    log.do(PutMemory("n", Memory(1)))
+    before = log.store.copy().replicated()
+    refused = log.do(Txn(then=(PutMemory("n", Memory(2)), *(GetMemory("m"),) * 4)))
+    assert refused.status is Status.TOO_MANY and log.store.replicated() == before
+
+
+def test_all_of_then_counts(log: LedgerLog) -> None:
+    tags = tuple(f"{number:0250}" for number in range(1100))
+    assert put(log, "a", then=(PutMemory("m", Memory(1, tags=tags)),)).status is Status.INVALID
+    ring = RingRecord((), {f"origin-{number}": 1 for number in range(9)})
+    assert put(log, "a", then=(PutMemory("m", Memory(1), ring=ring),)).status is Status.INVALID

@@ -78,6 +78,22 @@ def test_post_makes_an_id_unless_it_is_given_one(path: str) -> None:
     play(story)
 
 
+def test_a_repeated_post_and_batch_mean_the_same_memories() -> None:
+    """Whichever node a repetition reaches: the id it draws follows from the key."""
+
+    async def story(site: Site) -> None:
+        key = {"Idempotency-Key": "k"}
+        made = [(await site.ask("POST", "/v1/memories", {"content": 1}, key)).json["id"] for _ in range(2)]
+        assert made[0] == made[1]
+        lines = {"ops": [{"op": "get", "id": "absent"}, {"op": "put", "content": 1}]}
+        other = {"Idempotency-Key": "other"}
+        batches = [(await site.ask("POST", "/v1/memories/batch", lines, other)).json["results"] for _ in range(2)]
+        ids = [batch[1]["record"]["id"] for batch in batches]
+        assert ids[0] == ids[1] == "of-other-1"
+
+    play(story)
+
+
 @pytest.mark.parametrize(
     ("path", "id"),
     [

@@ -183,3 +183,17 @@ def test_nodes_that_restart_never_use_a_dot_again() -> None:
         assert len(versions) == 4
 
     story(main)
+
+
+def test_an_id_drawn_for_a_keyed_request_is_the_same_on_every_node() -> None:
+    """Else its repetition through another node would be another memory."""
+
+    async def main(site: Site) -> None:
+        ask = Ask(idempotency_key="k")
+        drawn = {site.node(node).memories.new_id(ask) for node in "abc"}
+        assert len(drawn) == 1
+        assert site.node("a").memories.new_id(ask, 1) not in drawn
+        free = [site.node("a").memories.new_id(Ask()) for _ in range(2)]
+        assert free[0] != free[1]
+
+    story(main)

@@ -1,15 +1,13 @@
-"""What a node says about itself, and when it refuses to be one: readiness, counts, a lost Raft journal."""
+"""What a node says about itself: readiness, counts; and a gateway, which has no journal to lose."""
 
 import asyncio
 from typing import Any
 
 import pytest
 
-from raftspine.errors import Corrupt
 from raftspine.model import GroupId, NodeId
-from raftspine.ports import LogStatus, Position
+from raftspine.ports import LogStatus
 from raftspine.services import counts
-from raftspine.services.bootstrap import check_votes
 from raftspine.services.values import ANYTHING, Ask, Draft
 from tests.support.ring_site import Site, story
 
@@ -39,30 +37,6 @@ def test_a_group_that_has_heard_nothing_from_its_leader_is_not_ready() -> None:
     story(main)
 
 
-def test_a_node_whose_raft_journal_is_lost_does_not_come_back() -> None:
-    async def main(site: Site) -> None:
-        answer = await site.put("a", "x", 1, tags=("critical",))
-        await site.agreed()
-        c = site.cluster.hosts[NodeId("c")]
-        c.crash(power=True)
-        kept = dict(c.disk._folders["raft"])
-        c.disk.erase("raft")
-        for _ in range(2):
-            with pytest.raises(Corrupt) as caught:
-                c.start()
-            assert "/simulated/c/raft" in caught.value.message
-            assert "not supported yet" in caught.value.message
-            assert caught.value.details == {"file": "/simulated/c/raft"}
-            site.cluster.network.leave(c.id)
-        assert await site.read("a", "x") == 1, "the others go on"
-        c.disk._folders["raft"] = kept
-        c.start()
-        await site.until(lambda: site.cluster.ready(c), "the restored node is ready")
-        assert await site.read("c", "x", token=answer.token) == 1
-
-    story(main)
-
-
 def test_a_gateway_has_no_journal_to_lose() -> None:
     async def main(site: Site) -> None:
         d = site.cluster.hosts[NodeId("d")]
@@ -72,25 +46,6 @@ def test_a_gateway_has_no_journal_to_lose() -> None:
         await site.until(lambda: site.cluster.ready(d), "the gateway is ready")
 
     story(main, nodes=4, gateways=1)
-
-
-def test_only_state_of_a_log_proves_that_a_journal_was_lost() -> None:
-    """A crash in a node's first moments leaves a table and no journal, and nothing that was ever promised."""
-
-    class Held:
-        def held(self) -> tuple[GroupId, ...]:
-            return (GroupId(0), GroupId(1))
-
-    def start(journal: tuple[GroupId, ...], **stands: int) -> None:
-        def position(group: GroupId) -> Position:
-            return Position(stands.get(f"group_{group}", 0), 1)
-
-        check_votes(NodeId("c"), Held(), journal, position, raft_folder="raft")  # type: ignore[arg-type]
-
-    start(())
-    start((GroupId(0),), group_1=7)
-    with pytest.raises(Corrupt):
-        start((), group_1=7)
 
 
 async def fill(site: Site, first: int, last: int) -> None:

@@ -65,12 +65,23 @@ def test_nothing_is_applied_before_it_is_on_this_disk():
 # ── voting ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_vote_is_given_once_a_term_and_only_to_a_member():
+def test_a_vote_is_given_once_a_term():
     async def scene(puppet):
-        assert await puppet.hear("zz", frames.VOTE, 1, 9, 9, False) == []
         assert ("b", frames.VOTED, 1) in await puppet.hear("b", frames.VOTE, 1, 0, 0, False)
         assert await puppet.hear("c", frames.VOTE, 1, 0, 0, False) == []
         assert puppet.log.vote == "b"
+
+    play(scene)
+
+
+def test_a_vote_waits_for_the_journal():
+    async def scene(puppet):
+        puppet.group.deliver(NodeId("b"), [0, frames.VOTE, 1, 0, 0, False])
+        puppet.group.stir()
+        puppet.group.turn(False)
+        assert [frame[1] for _, frame in puppet.group.held] == [frames.VOTED]
+        assert puppet.group.express == []
+        assert puppet.journal.dirty
 
     play(scene)
 
@@ -99,6 +110,18 @@ def test_nobody_campaigns_against_a_leader_that_is_heard():
 
 
 # ── leading ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_follower_is_told_no_commit_index_beyond_what_it_has_acknowledged():
+    async def scene(puppet):
+        term = await puppet.elect()
+        last = puppet.log.last
+        await puppet.hear("b", frames.APPENDED, term, True, last - 1, last + 1)
+        assert puppet.engine.commit == last
+        beats = [out for out in await puppet.turn(beat=True) if out[1] == frames.HEARTBEAT]
+        assert {out[0]: out[3] for out in beats} == {"b": last, "c": 0}
+
+    play(scene)
 
 
 def test_an_acknowledgement_beyond_the_log_counts_for_nothing():

@@ -2,6 +2,7 @@
 trouble."""
 
 import asyncio
+from hashlib import sha256
 
 import pytest
 from structlog.testing import capture_logs
@@ -9,7 +10,7 @@ from structlog.testing import capture_logs
 from raftspine.cluster.raft_host import RaftLimits
 from raftspine.errors import Corrupt, Misuse, NoSpace, TooLarge, Unavailable, Unknown
 from raftspine.model import GroupId, NodeId
-from raftspine.ports import Position
+from raftspine.ports import Members, Position
 from tests.support.raft_cluster import State, command
 from tests.support.raft_scenes import others, outcome, with_cluster
 
@@ -173,15 +174,17 @@ def test_a_journal_that_cannot_be_written_acknowledges_nothing_and_recovers(faul
     with_cluster(scene)
 
 
-def test_a_journal_behind_the_stored_state_starts_at_that_state():
+def test_a_snapshot_of_which_only_the_state_machine_got_to_hear_is_where_the_log_goes_on():
     async def scene(cluster):
         node = cluster.leader()
         for number in range(5):
             await node.host.propose(G, command(f"r{number}", "append", "k", number))
         await node.machine.flush()
-        node.crash(power=False)
         ahead = State.load(node.machine.stored[0])
         ahead.position = Position(100, ahead.position.term)
+        node.host._groups[G].log.expect(ahead.position, 7, Members((node.name,)))
+        await node.host._outbox.flushed()
+        node.crash(power=False)
         node.machine.states[0] = ahead
         node.start()
         await cluster.until(cluster.leader)
@@ -191,7 +194,7 @@ def test_a_journal_behind_the_stored_state_starts_at_that_state():
     with_cluster(scene, size=1)
 
 
-@pytest.mark.parametrize("position", [Position(2, 99), Position(3, 1)])
+@pytest.mark.parametrize("position", [Position(2, 99), Position(3, 1), Position(1000, 1)])
 def test_a_state_the_journal_contradicts_refuses_the_start(position):
     async def scene(cluster):
         node = cluster.leader()
@@ -200,7 +203,7 @@ def test_a_state_the_journal_contradicts_refuses_the_start(position):
         await cluster.pause(3)
         node.crash(power=False)
         node.machine.state(0).position = position
-        with pytest.raises(Corrupt, match="leave the node down"):
+        with pytest.raises(Corrupt, match="group 0"):
             node.start()
 
     limits = RaftLimits(compact_entries=10, keep_entries=4) if position.index == 3 else None
@@ -319,19 +322,35 @@ def test_a_snapshot_that_is_not_what_was_sent_is_not_installed():
         await cluster.settled()
         follower = others(cluster, leader)[0]
         term, before = leader.host.status(G).term, follower.machine.state(0).dump()
-        final = [999, term, 0, [], b"not the digest"]
+        receiver = follower.host._receiver
 
-        def receive(number, data, last=None, term=term):
-            return follower.host._receive_snapshot(leader.name, [0, term, b"transfer", number, data, last])
+        def offer(anew=False):
+            return receiver.offer(leader.name, [0, term, 999, term, 0, follower.host.members(G), anew])
 
-        assert receive(0, b"garbage") == 1
-        assert receive(0, b"again") == 1, "a chunk that comes twice changes nothing"
-        assert receive(5, b"too early") == 1
+        def chunk(number, data, check=None, term=term):
+            sum = sha256(data).digest() if check is None else check
+            return receiver.chunk(leader.name, [0, term, 999, term, number, sum, data])
+
+        def install(count, digest):
+            return receiver.install(leader.name, [0, term, 999, term, count, digest])
+
+        with pytest.raises(Unavailable, match="was offered"):
+            chunk(0, b"unasked")
+        assert offer() == [0, 0, sha256().digest()]
+        assert chunk(0, b"garbage") == [1, 0]
+        assert chunk(0, b"again") == [1, 0], "a chunk that comes twice changes nothing"
+        assert chunk(5, b"too early") == [1, 0]
+        with pytest.raises(Unavailable, match="damaged"):
+            chunk(1, b"changed on the way", check=sha256(b"sent").digest())
+        assert offer() == [1, 0, sha256(b"garbage").digest()], "an offer that comes again is told what is here"
+        assert offer(anew=True)[0] == 0
+        chunk(0, b"garbage")
         with pytest.raises(Unavailable, match="checksum"):
-            await receive(1, b"", final)
-        assert receive(0, b"anew") == 1, "after that the transfer starts over"
+            install(1, b"not the digest")
+        with pytest.raises(Unavailable, match="was offered"):
+            install(1, sha256(b"garbage").digest())
         with pytest.raises(Unavailable, match="takes no snapshot"):
-            receive(1, b"", final, term=term - 1)
+            chunk(0, b"", term=term - 1)
         assert follower.machine.state(0).dump() == before
         assert await leader.host.propose(G, command("s", "append", "k", 2)) == 2
         await cluster.settled()
@@ -339,14 +358,16 @@ def test_a_snapshot_that_is_not_what_was_sent_is_not_installed():
     with_cluster(scene)
 
 
-@pytest.mark.parametrize("body", [None, [], [0, 1, b"t", 0, b"", [1, 2]], ["g", 1, b"t", 0, b"x", None]])
+@pytest.mark.parametrize("body", [None, [], [0, 1, 2, 3, b"x"], ["g", 1, 2, 3, 4, 5, 6], [0, 0, 0, 0, "x", 1, 1]])
 def test_malformed_messages_are_refused_and_the_node_goes_on(body):
     async def scene(cluster):
         host = cluster.leader().host
-        with pytest.raises(Exception, match=r"malformed|takes no snapshot"):
-            host._receive_snapshot(NodeId("n2"), body)
+        for answer in (host._receiver.offer, host._receiver.chunk, host._receiver.install):
+            with pytest.raises(Exception, match=r"malformed|takes no snapshot"):
+                host._receive_snapshot(answer, NodeId("n2"), body)
         host._receive(NodeId("n2"), body)
-        host._receive(NodeId("n2"), [[0, 3, 1, 0, 0, 0, [[1, "text"]]], "nonsense", [77, 6, 1]])
+        frames = [[0, 3, 1, 0, 0, 0, [[1, "text"]]], "nonsense", [77, 6, 1]]
+        host._receive(NodeId("n2"), ["n2", host.member, frames])
         assert host.ignored_frames >= 3
         assert await host.propose(G, command("r", "append", "k", 1)) == 1
 
@@ -360,7 +381,7 @@ def test_a_member_that_sends_what_cannot_be_read_is_reported_once_and_changes_no
         before, ignored = host.status(G), host.ignored_frames
         with capture_logs() as logs:
             for _ in range(5):
-                host._receive(NodeId("n2"), [[0, 5, "a term"], [0, 99, 1]])
+                host._receive(NodeId("n2"), ["n2", host.member, [[0, 5, "a term"], [0, 99, 1]]])
                 host._receive(NodeId("n2"), "no list")
         assert host.ignored_frames == ignored + 15
         assert [(entry["peer"], entry["log_level"]) for entry in logs] == [("n2", "warning")]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from raftspine.core.dots import Vector
-from raftspine.errors import SpineError, Unavailable
+from raftspine.errors import NotFound, SpineError, Unavailable
 from raftspine.model import GroupId, Model, NodeId
 from raftspine.services.values import Ask, Expect, ListQuery
 from raftspine.storage import keys
@@ -66,6 +66,7 @@ def test_eventual_needs_one_holder() -> None:
         assert error.code == "not_found" and error.details["confirmed"] is False
         for each in held:
             each.release()
+        await site.until(lambda: site.record("b", "x") is not None, "b has heard of it")
         assert await site.read("b", "x", wish=Model.EVENTUAL) == 1
 
     story(main)
@@ -269,6 +270,29 @@ def test_a_delete_through_a_replica_that_has_not_heard_of_the_memory_deletes_it(
 # ── coming back ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_a_delete_that_found_no_quorum_is_not_acknowledged_by_saying_it_again() -> None:
+    """The replica that began it shows nothing any more, and the others still have the memory: the second delete must
+    reach a quorum as well."""
+
+    async def main(site: Site) -> None:
+        await site.put("a", "m", "alive")
+        await site.agreed()
+        held = [site.hold(node, method)[0] for node in ("b", "c") for method in (PUSH, VECTORS)]
+        with pytest.raises(Unavailable):
+            await site.delete("a", "m")
+        assert site.record("a", "m").versions[0].memory is None
+        for each in held:
+            each.drop()
+        for node in ("b", "c"):
+            site.hold(node, VECTORS)
+        await site.delete("a", "m")
+        site.cluster.hosts[NodeId("a")].crash(power=True)
+        with pytest.raises(NotFound):
+            await site.read("b", "m")
+
+    story(main)
+
+
 def test_a_returned_replica_catches_up_by_vectors() -> None:
     async def main(site: Site) -> None:
         c = site.cluster.hosts[NodeId("c")]
@@ -359,7 +383,7 @@ def test_only_durable_vectors_are_told() -> None:
         answer = await site.put("a", "x", 1)
         origin, seq = site.node("a").replica.origin, 1
         group = site.group("x")
-        assert site.node("b").replica.vector(group).covers(origin, seq)
+        await site.until(lambda: site.node("b").replica.vector(group).covers(origin, seq), "b has it in memory")
         await asyncio.sleep(2.5)
         assert not any(g == group and v.covers(origin, seq) for g, v in told), "told before it was on disk"
         await site.until(lambda: any(g == group and v.covers(origin, seq) for g, v in told), "told in the end")

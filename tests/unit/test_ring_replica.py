@@ -7,7 +7,7 @@ import pytest
 
 from raftspine.core.dots import Vector
 from raftspine.core.hlc import Hlc, stamp_of
-from raftspine.errors import NoSpace, Rejected
+from raftspine.errors import NoSpace, Rejected, Unavailable
 from raftspine.model import GroupId, Memory, NodeId, RingRecord, StrongRecord, Version
 from raftspine.services.replica import SHADOWED, Promoted, RingReplica
 from raftspine.sim.loop import Dice
@@ -206,6 +206,12 @@ def test_catch_up_takes_the_rest_of_a_page_with_a_stamp_too_far_ahead() -> None:
     assert contents(a, "g") == ["good"] and contents(a, "b") == []
 
 
+def test_of_a_group_it_does_not_hold_yet_a_replica_says_so() -> None:
+    """Seed 1205: whoever asked a node in its first moments was told of a KeyError."""
+    with pytest.raises(Unavailable, match="does not hold"):
+        replica().vector(GroupId(4))
+
+
 # ── concurrent versions ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -225,6 +231,26 @@ def test_what_was_seen_is_replaced_without_a_conflict() -> None:
     a.accept(G, version("b~1", 1, "first", at=10))
     assert a.accept(G, version("c~1", 1, "second", {"b~1": 1}, at=20)) is None
     assert contents(a) == ["second"] and losers(a) == set()
+
+
+@pytest.mark.parametrize("at", [5, 20], ids=["loses", "wins"])
+def test_a_version_that_catch_up_brought_first_is_told_of_its_rival_all_the_same(at: int) -> None:
+    """Seed 1017: this replica was the one at which two quorums met, and said nothing because it knew the dot."""
+    a = replica()
+    first, late = version("b~1", 1, "first", at=10), version("c~1", 1, "late", at=at)
+    a.accept(G, first)
+    a.take(G, [RingRecord((late,), {"c~1": 1})], [("c~1", 1, "x")])
+    told = a.accept(G, late)
+    assert told is not None and {v.origin for v in told.versions} == {"b~1", "c~1"}
+
+
+def test_a_version_seen_before_and_replaced_since_has_nothing_to_be_told() -> None:
+    a = replica()
+    late = version("c~1", 1, "late")
+    a.take(G, [RingRecord((late,), {"c~1": 1})], [("c~1", 1, "x")])
+    assert a.accept(G, late) is None, "alone"
+    a.accept(G, version("d~1", 1, "over it", {"c~1": 1}))
+    assert a.accept(G, late) is None, "seen by what replaced it"
 
 
 # ── beside the log ────────────────────────────────────────────────────────────────────────────────────────────
@@ -259,6 +285,21 @@ def test_a_strong_record_shadows_the_ring_alive_or_dead() -> None:
     assert contents(a) == []
     assert losers(a) == {"unseen", "also unseen", "third"}
     assert a.vector(G).covers("c~1", 2) and a.vector(G).covers("d~1", 1)
+
+
+def test_a_version_that_catch_up_brought_is_told_of_the_log_all_the_same() -> None:
+    a = replica()
+    seen, beside = version("b~1", 1, "seen"), version("c~1", 1, "beside", at=900)
+    a.accept(G, seen)
+    a.take(G, [RingRecord((beside,), {"c~1": 1})], [("c~1", 1, "x")])
+    promote(a, StrongRecord("x", 1, 0, Memory("strong"), {"b~1": 1}))
+    assert a.accept(G, beside) is SHADOWED
+    assert a.accept(G, seen) is None, "what the promotion had seen did not lose to it"
+    demote(a, version(LOG, 1, "left the log", {"b~1": 1}))
+    told = a.accept(G, beside)
+    assert told is not None and told.versions[0].origin == LOG, "it had not seen the demotion"
+    a.accept(G, version("d~1", 1, "over both", {LOG: 1, "c~1": 1}))
+    assert a.accept(G, beside) is None and contents(a) == ["over both"]
 
 
 def test_this_nodes_own_version_is_not_stored_under_a_strong_record() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from raftspine.model import NodeId
 from raftspine.sim.disk import SimDisk
-from raftspine.sim.loop import Dice, Stuck, VirtualClock, run
+from raftspine.sim.loop import Dice, Owner, Stuck, VirtualClock, run
 from raftspine.sim.net import Network, Weather
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
@@ -47,6 +47,42 @@ def test_an_exception_in_a_callback_ends_the_run():
         await asyncio.sleep(100)
 
     with pytest.raises(ZeroDivisionError):
+        run(main)
+
+
+def test_a_stopped_process_stands_still_and_a_killed_one_never_goes_on():
+    async def main(loop):
+        ticks = []
+
+        async def tick(owner):
+            while True:
+                await asyncio.sleep(1)
+                ticks.append((owner.name, loop.time()))
+
+        stopped, killed = Owner(loop, "stopped"), Owner(loop, "killed")
+        tasks = [loop.create_task(tick(owner), context=owner.context.copy()) for owner in (stopped, killed)]
+        await asyncio.sleep(1.5)
+        stopped.pause()
+        killed.kill()
+        await asyncio.sleep(3)
+        assert ticks == [("stopped", 1.0), ("killed", 1.0)]
+        stopped.resume()
+        await asyncio.sleep(1.2)
+        assert ticks[2:] == [("stopped", 4.5), ("stopped", 5.5)], "what was due happens at once, the rest in its time"
+        assert not any(task.done() for task in tasks)
+
+    run(main)
+
+
+def test_a_run_whose_time_stands_still_is_an_error_and_not_a_hang():
+    async def main(loop):
+        def again():
+            loop.call_soon(again)
+
+        again()
+        await asyncio.sleep(1)
+
+    with pytest.raises(Stuck, match="time no longer passes"):
         run(main)
 
 
@@ -111,6 +147,26 @@ def test_a_killed_process_loses_nothing_it_wrote():
         disk.directory("d").open("f").append(b"written")
         disk.crash(power=False)
         assert disk.directory("d").read("f") == b"written"
+
+    run(main)
+
+
+def test_what_a_failed_sync_was_for_is_lost_although_the_next_one_succeeds():
+    async def main(loop):
+        disk = SimDisk(loop, Dice(1))
+        file = disk.directory("d").open("f")
+        file.append(b"1" * 10)
+        disk.broken = True
+        with pytest.raises(OSError, match="fails to sync"):
+            await file.sync()
+        disk.broken = False
+        file.append(b"2" * 10)
+        await file.sync()
+        assert disk.directory("d").read("f") == b"1" * 10 + b"2" * 10, "the page cache still has it"
+        assert disk.safe("d") == {"f": bytes(10) + b"2" * 10}
+        assert [disk.is_safe("d", "f", *part) for part in ((0, 10), (5, 15), (10, 20))] == [False, False, True]
+        disk.crash(power=True)
+        assert disk.directory("d").read("f") == bytes(10) + b"2" * 10
 
     run(main)
 

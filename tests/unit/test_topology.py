@@ -8,7 +8,7 @@ import pytest
 
 from raftspine import codec
 from raftspine.core.ledger import cluster
-from raftspine.errors import Corrupt, Misuse, SpineError, Unavailable
+from raftspine.errors import Corrupt, Misuse, NoSpace, SpineError, Unavailable
 from raftspine.model import META_GROUP, GroupId, Member, NodeId, Table
 from raftspine.ports import Position
 from raftspine.services.bootstrap import ClusterBootstrap, differences, serve_table
@@ -249,6 +249,28 @@ def test_without_a_leader_a_node_waits_and_goes_on_when_told() -> None:
         shared.elect(META_GROUP, "a")
         nodes[0].news.ring()
         assert (await asyncio.wait_for(waiting, 5)).epoch == 1
+
+    asyncio.run(story())
+
+
+def test_a_store_that_refuses_for_a_while_delays_the_table_and_no_more() -> None:
+    """Seed 1180: the worker that looks for the table died of it, and the node stayed without one."""
+
+    async def story() -> None:
+        shared, net, nodes = sites("a")
+        await asyncio.wait_for(nodes[0].run(), 5)
+        late = Site("d", shared, net, table(epoch=0, cluster_id=""), 10)
+        refusals = [NoSpace("the store is full"), Unavailable("it is behind", code="overloaded")]
+        stage = late.engine.stage
+
+        def stage_later(rows: Any) -> None:
+            if refusals:
+                raise refusals.pop()
+            stage(rows)
+
+        late.engine.stage = stage_later  # type: ignore[method-assign]
+        assert (await asyncio.wait_for(late.run(), 5)).epoch == 1
+        assert not refusals
 
     asyncio.run(story())
 

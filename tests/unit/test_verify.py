@@ -30,9 +30,10 @@ def server() -> Iterator[FakeServer]:
         yield running
 
 
-def run(url: str, operations: int = 600, **options: Any) -> tuple[Outcome, list[Judged]]:
-    """A run of so many operations, however long they take."""
-    chosen = Options([url], **{"seconds": 60.0, "rate": 2000.0, "clients": 8, **options})
+def run(url: str, operations: int = 600, only: str = "", **options: Any) -> tuple[Outcome, list[Judged]]:
+    """A run of so many operations, `only` of these workloads where given. The rate is beyond reach, so that clients
+    are always behind their schedule: they must still notice that the work is over."""
+    chosen = Options([url], **{"seconds": 60.0, "rate": 1e6, "clients": 8, **options})
     left = operations
 
     async def work() -> Outcome:
@@ -42,7 +43,8 @@ def run(url: str, operations: int = 600, **options: Any) -> tuple[Outcome, list[
             if not left:
                 verification.stop()
 
-        verification = Verification(chosen, SystemClock(), SystemEntropy(), told=count)
+        workloads = [w for w in WORKLOADS if not only or w.name in only.split()]
+        verification = Verification(chosen, SystemClock(), SystemEntropy(), told=count, workloads=workloads)
         return await verification.run()
 
     outcome = asyncio.run(work())
@@ -112,20 +114,20 @@ class Liar(FakeServer):
 
 
 @pytest.mark.parametrize(
-    ("lie", "accused"),
+    ("lie", "workloads", "accused"),
     [
-        ("stale register", {"strong reads and writes"}),
-        ("stale session", {"read-your-writes"}),
-        ("stale causal", {"causal"}),
-        ("loses acknowledged writes", {"strong reads and writes", "no lost acknowledged write"}),
-        ("swaps without looking", {"compare-and-set", "counters"}),
-        ("forgets deletes", {"strong reads and writes", "read-your-writes"}),
-        ("repeats again", {"exactly once"}),
+        ("stale register", "register", {"strong reads and writes"}),
+        ("stale session", "session", {"read-your-writes"}),
+        ("stale causal", "causal", {"causal"}),
+        ("loses acknowledged writes", "register shared", {"strong reads and writes", "no lost acknowledged write"}),
+        ("swaps without looking", "versions counter", {"compare-and-set", "counters"}),
+        ("forgets deletes", "register session", {"strong reads and writes", "read-your-writes"}),
+        ("repeats again", "retry", {"exactly once"}),
     ],
 )
-def test_a_store_that_lies_is_found_out(lie: str, accused: set[str]) -> None:
+def test_a_store_that_lies_is_found_out(lie: str, workloads: str, accused: set[str]) -> None:
     with Liar(lie) as server:
-        outcome, judged = run(server.url)
+        outcome, judged = run(server.url, 400, workloads)
     assert broken(judged) >= accused, [one.verdict for one in judged if not one.verdict.ok]
     assert overall(judged) == "violation"
     for one in judged:

@@ -17,6 +17,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from raftspine.core.ledger import limits
 from raftspine.core.ledger.state import LedgerView
 from raftspine.core.ledger.tables import Table, pack
 from raftspine.core.ledger.work import Work
@@ -83,13 +84,20 @@ def append(
 
 def read(view: LedgerView, kind: str, name: str, after: int, limit: int) -> list[Entry]:
     """Up to `limit` entries behind number `after`, in order."""
+    if not _known(kind, name):
+        return []
     return [
         entry for _, entry in ENTRIES.page(view, pack(kind, name), start=pack(kind, name, after + 1), limit=limit)
     ]
 
 
 def head(view: LedgerView, kind: str, name: str) -> Head | None:
-    return HEADS.get(view, kind, name)
+    return HEADS.get(view, kind, name) if _known(kind, name) else None
+
+
+def _known(kind: str, name: str) -> bool:
+    """Whether these can name a chain; that of a group's freezes has no name."""
+    return limits.name(kind) is None and (not name or limits.name(name) is None)
 
 
 def broken(entries: Iterable[Entry], previous: str = START, seq: int = 0) -> str | None:

@@ -27,6 +27,7 @@ from raftspine.core.ledger.memory_commands import (
     PutMemory,
     VoidRequest,
 )
+from raftspine.core.ledger.nesting import is_too_deep
 from raftspine.errors import Corrupt
 
 __all__ = [
@@ -95,6 +96,9 @@ class Malformed(NamedTuple):
     reason: str
 
 
+_NO_COMMAND = "the bytes are no command of this format"
+"""A fixed text: the library's differs between its versions, and replicas must say the same."""
+
 _encode = msgspec.msgpack.Encoder().encode
 _decoders: dict[int, msgspec.msgpack.Decoder[Command]] = {
     V1: msgspec.msgpack.Decoder(FirstFormat),
@@ -122,7 +126,11 @@ def decode(data: bytes) -> Command | Malformed:
     decoder = _decoders.get(data[0])
     if decoder is None:
         return Malformed(f"unknown format marker {data[0]}")
+    if is_too_deep(data[1:]):
+        return Malformed(_NO_COMMAND)
     try:
         return decoder.decode(memoryview(data)[1:])
-    except (msgspec.DecodeError, RecursionError) as error:
-        return Malformed(str(error))
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError):
+        # Beside the library's own: text that is not UTF-8, a map as a map's key, and bytes that break off while
+        # containers are being opened.
+        return Malformed(_NO_COMMAND)

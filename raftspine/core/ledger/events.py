@@ -22,8 +22,10 @@ KEPT = 50_000
 """Events a group keeps at most."""
 KEPT_MS = 3_600_000
 """How long an event is kept at most once another follows."""
+TRIM_EVERY = 64
+"""How often, in events, the window's lower end is looked at: a strong write must not pay for it each time."""
 TRIMMED_PER_EVENT = 2
-"""How many leave when one comes: more than one, so that a window above its bounds shrinks."""
+"""How many leave for one that came: more than one, so that a window above its bounds shrinks."""
 
 LAST = "events/last"
 """Counter: the newest event's number; the first has 1."""
@@ -32,9 +34,10 @@ FIRST = "events/first"
 
 
 class Event(Struct, frozen=True, array_like=True):
-    """`index`, `sub`: the log entry and the command in it. `kind`: memory, lock, election, gate or task. `key`:
-    the thing's name (a task's: queue, a slash, id). `change`: what happened, in one word. `revision`: the
-    thing's version text or its revision's number. `data`: a few particulars, never a memory's content."""
+    """`index`, `sub`: the log entry and the command in it. `kind`: memory, lock, election, gate, freeze or task.
+    `key`: the thing's name (a task's: queue, a slash, id; a request's: gate, a slash, id). `change`: what
+    happened, in one word. `revision`: the thing's version text or its revision's number. `data`: a few
+    particulars, never a memory's content."""
 
     index: int
     sub: int
@@ -86,13 +89,21 @@ def append(view: LedgerView, at: Place, time_ms: int, happened: Sequence[Happeni
     for number, what in enumerate(happened, last + 1):
         event = Event(at.index, at.sub, time_ms, what.kind, what.key, what.change, what.revision, what.data)
         effects.append(EVENTS.set(number, value=event))
+    newest = last + len(happened)
+    effects.append(SetCounter(LAST, newest))
+    if newest // TRIM_EVERY > last // TRIM_EVERY:
+        effects += _trim(view, first, last, newest, time_ms)
+    return effects
+
+
+def _trim(view: LedgerView, first: int, last: int, newest: int, time_ms: int) -> list[Effect]:
+    """Let go of what is beyond the window's bounds, from its lower end."""
+    effects: list[Effect] = []
     kept_from = first
-    for _ in range(TRIMMED_PER_EVENT * len(happened)):
-        if kept_from > last or not _gone(view, kept_from, last + len(happened), time_ms):
-            break
+    most = TRIMMED_PER_EVENT * max(TRIM_EVERY, newest - last)
+    while kept_from <= last and kept_from - first < most and _gone(view, kept_from, newest, time_ms):
         effects.append(EVENTS.set(kept_from, value=None))
         kept_from += 1
-    effects.append(SetCounter(LAST, last + len(happened)))
     if kept_from != first:
         effects.append(SetCounter(FIRST, kept_from))
     return effects

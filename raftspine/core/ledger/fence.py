@@ -30,6 +30,8 @@ FENCES = Table("fence", Fence)
 
 def refused(view: LedgerView, id: str, guards: tuple[Guard, ...]) -> Outcome | None:
     """The refusal of a write whose guards do not all hold; `result`: lock, token. None when they do."""
+    if len(guards) > limits.NAMES_AT_ONCE:
+        return Outcome(Status.INVALID, id, reason=f"more than {limits.NAMES_AT_ONCE} guards")
     for guard in guards:
         known = guard.space in SPACES and not limits.name(guard.lock)
         if not known or lock_queue.holder(view, guard.space, guard.lock, guard.token) is None:

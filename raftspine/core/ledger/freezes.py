@@ -60,16 +60,17 @@ def put(work: Work, command: PutFreeze) -> Outcome:
         limits.id(command.id, "freeze"),
         limits.name(command.scope, "scope") if command.scope else None,
         limits.name(command.agent, "agent"),
-        None if len(command.reason.encode()) <= limits.REASON_BYTES else "reason is too long",
+        limits.reason(command.reason),
         None if command.reason else "reason is empty",
         limits.between(command.until_ms, 0, limits.NUMBER, "until_ms"),
+        "until_ms has passed" if 0 < command.until_ms <= work.time_ms else None,
     )
     if bad:
         return invalid(command.id, bad)
     known = dict(page(work))
-    for id, freeze in known.items():
-        if freeze.until_ms and freeze.until_ms <= work.time_ms:
-            work.remove(FREEZES, id)
+    for id in [id for id, freeze in known.items() if 0 < freeze.until_ms <= work.time_ms]:
+        work.remove(FREEZES, id)
+        del known[id]
     if command.id not in known and len(known) >= MOST:
         return Outcome(Status.TOO_MANY, command.id, reason=f"there are {MOST} freezes")
     row = Freeze(command.scope, command.reason, command.until_ms, command.overridable, command.agent, work.time_ms)
@@ -85,7 +86,7 @@ def lift(work: Work, command: LiftFreeze) -> Outcome:
     row = None if limits.id(command.id) else FREEZES.get(work, command.id)
     if row is None:
         return Outcome(Status.ABSENT, command.id, reason="there is no such freeze")
-    if bad := limits.name(command.agent, "agent"):
+    if bad := limits.first(limits.name(command.agent, "agent"), limits.reason(command.reason)):
         return invalid(command.id, bad)
     work.remove(FREEZES, command.id)
     audit.append(work, KIND, ALL, "unfreeze", command.id, scope=row.scope, reason=command.reason)

@@ -56,7 +56,7 @@ def request(work: Work, command: RequestGate) -> Outcome:
         limits.name(command.digest, "artifact_digest"),
         limits.name(command.agent, "requester"),
         limits.name(command.subject, "subject") if command.subject else None,
-        limits.data(command.metadata, "metadata", 4096),
+        limits.data(command.metadata, "metadata", limits.METADATA_BYTES),
     )
     if bad:
         return invalid(command.id, bad)
@@ -101,8 +101,10 @@ def approve(work: Work, command: ApproveRequest) -> Outcome:
     if isinstance(found, Outcome):
         return found
     row, policy = found
-    if len(command.groups) > PEOPLE_MOST or len(command.comment.encode()) > limits.REASON_BYTES:
+    if len(command.groups) > policies.GROUPS_MOST or len(command.comment.encode()) > limits.REASON_BYTES:
         return invalid(command.id, "groups or comment are too long")
+    if bad := limits.first(*(policies.wrong_name(group, "groups") for group in command.groups)):
+        return invalid(command.id, bad)
     wanted = [condition for condition in policy.conditions if isinstance(condition, policies.Approval)]
     if command.agent == row.requester and wanted and all(one.distinct_from_requester for one in wanted):
         return steps.forbidden(work, command, "approve", "the requester may not approve")
@@ -129,9 +131,7 @@ def report(work: Work, command: ReportCheck) -> Outcome:
         return found
     row, _ = found
     bad = limits.first(
-        None
-        if 0 < len(command.check.encode()) <= 64 and "\0" not in command.check
-        else "check: a name has 1 to 64 bytes",
+        policies.wrong_name(command.check, "check"),
         None if len(command.details.encode()) <= limits.REASON_BYTES else "details are too long",
     )
     if bad:
@@ -153,6 +153,8 @@ def lift_hold(work: Work, command: LiftHold) -> Outcome:
     if command.hold not in holds:
         return Outcome(Status.ABSENT, command.id, reason="the policy has no such hold")
     lifted = tuple(name for name in row.lifted if name != command.hold)
+    if command.lifted and len(lifted) >= PEOPLE_MOST:
+        return Outcome(Status.TOO_MANY, command.id, reason="too many holds")
     row = replace(row, lifted=(*lifted, command.hold) if command.lifted else lifted)
     audit.append(work, gates.KIND, command.gate, "lift" if command.lifted else "hold", command.id, hold=command.hold)
     return steps.keep(work, command.gate, command.id, row, "lifted" if command.lifted else "held")
@@ -191,7 +193,8 @@ def override(work: Work, command: OverrideRequest) -> Outcome:
     enough = len(row.overrides) >= policy.override.people
     if enough:
         # A later one, after the first has run out, needs everybody anew.
-        row = replace(row, override_until_ms=work.time_ms + policy.override.seconds * 1000, overrides=())
+        until_ms = work.time_ms + policy.override.seconds * 1000
+        row = replace(row, override_until_ms=until_ms, override_people=len(row.overrides), overrides=())
     audit.append(work, gates.KIND, command.gate, "override", command.id, digest=row.digest, reason=command.reason,
                  until_ms=row.override_until_ms if enough else None)  # fmt: skip
     return steps.keep(work, command.gate, command.id, row, "overridden" if enough else "override asked")
@@ -202,7 +205,7 @@ def admit(work: Work, command: AdmitRequest) -> Outcome:
     row = steps.known(work, command)
     if isinstance(row, Outcome):
         return row
-    if row.state == OPEN and row.digest == command.digest:
+    if row.state == OPEN and row.digest == command.digest and work.time_ms < row.open_until_ms:
         return steps.outcome(work, command.gate, command.id, row, Status.GRANTED)
     found = steps.waiting(work, command, command.digest)
     if isinstance(found, Outcome):

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from raftspine.core.ledger import limits
+
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MINUTE_MS = 60_000
 DAY_MS = 1440 * MINUTE_MS
@@ -26,6 +28,7 @@ _THURSDAY = 3
 CONDITIONS_MOST = 32
 SECONDS_MOST = 366 * 86_400
 PEOPLE_MOST = 16
+GROUPS_MOST = 64
 CONCURRENT_MOST = 64
 
 
@@ -166,11 +169,13 @@ def _override_bounds(override: Override) -> tuple[tuple[int, int, int, str], ...
 def _wrong_condition(condition: Condition) -> str | None:
     match condition:
         case Check(name, max_age):
-            return _wrong_name(name, "check") or _wrong_seconds(
+            return wrong_name(name, "check") or _wrong_seconds(
                 0 if max_age is None else max_age, "check.max_age_seconds"
             )
         case Approval(least, groups):
-            named = next((text for text in (_wrong_name(group, "approval.groups") for group in groups) if text), None)
+            named = next((text for text in (wrong_name(group, "approval.groups") for group in groups) if text), None)
+            if len(groups) > GROUPS_MOST:
+                return f"approval.groups are more than {GROUPS_MOST}"
             return named or (
                 None if 1 <= least <= PEOPLE_MOST else f"approval.min is not between 1 and {PEOPLE_MOST}"
             )
@@ -181,16 +186,19 @@ def _wrong_condition(condition: Condition) -> str | None:
                 return "window.start and window.end are times like 09:30"
             if start == end:
                 return "window.start and window.end are the same"
-            if not days or any(day not in DAYS for day in days):
+            if not days or len(days) > len(DAYS) or any(day not in DAYS for day in days):
                 return f"window.days are some of {', '.join(DAYS)}"
             return None if -1440 < offset < 1440 else "window.utc_offset_minutes is not within a day"
-        case Frozen(starts, ends):
-            return None if 0 <= starts < ends else "freeze: its end is not after its start"
+        case Frozen(starts, ends, reason):
+            if not 0 <= starts < ends <= limits.NUMBER:
+                return "freeze: its end is not after its start"
+            return limits.reason(reason)
         case Hold(name):
-            return _wrong_name(name, "hold")
+            return wrong_name(name, "hold")
 
 
-def _wrong_name(name: str, what: str) -> str | None:
+def wrong_name(name: str, what: str) -> str | None:
+    """Why a check, group or hold cannot be named so."""
     return (
         None
         if 0 < len(name.encode()) <= 64 and "\0" not in name

@@ -26,7 +26,7 @@ from raftspine.core.ledger import freezes, gates, limits
 from raftspine.core.ledger import gate_policy as policies
 from raftspine.core.ledger.gate_policy import Approved, Reported, Unmet
 from raftspine.core.ledger.state import LedgerView
-from raftspine.core.ledger.tables import Table, pack, unpack
+from raftspine.core.ledger.tables import Table, pack
 
 PENDING, READY, QUEUED, OPEN, PASSED, FAILED = "PENDING", "READY", "QUEUED", "OPEN", "PASSED", "FAILED"
 REJECTED, EXPIRED, CANCELLED, SUPERSEDED = "REJECTED", "EXPIRED", "CANCELLED", "SUPERSEDED"
@@ -51,8 +51,8 @@ class Word(Struct, frozen=True, array_like=True):
 
 class Request(Struct, frozen=True, array_like=True):
     """`number`: its place in the gate's history. `place`: in the queue (0: none), `asked_ms`: when it was last
-    asked for. `token`, `opened_at_ms`, `open_until_ms`, `overridden`: of its admission. `due_ms`: of its due
-    row."""
+    asked for. `override_people`: how many agreed on the override in force. `token`, `opened_at_ms`,
+    `open_until_ms`, `overridden`: of its admission. `due_ms`: of its due row."""
 
     number: int
     digest: str
@@ -76,6 +76,7 @@ class Request(Struct, frozen=True, array_like=True):
     ended_at_ms: int = 0
     reason: str = ""
     due_ms: int = 0
+    override_people: int = 0
 
     def facts(self) -> policies.Facts:
         return policies.Facts(self.requester, self.requested_at_ms, self.approvals, self.checks, self.lifted)
@@ -86,8 +87,12 @@ class Ref(Struct, frozen=True, array_like=True):
 
 
 class Tally(Struct, frozen=True, array_like=True):
+    """How many requests of a gate live and how many ended ones it remembers; `oldest`: no remembered one ended at a
+    lower number."""
+
     live: int = 0
     ended: int = 0
+    oldest: int = 0
 
 
 REQUESTS = Table("gate-request", Request)
@@ -95,6 +100,9 @@ QUEUE = Table("gate-queue", Ref)
 THROUGH = Table("gate-open", Ref)
 SUBJECTS = Table("gate-subject", Ref)
 HISTORY = Table("gate-history", Ref)
+"""By gate and the request's number."""
+ENDS = Table("gate-ended", Ref)
+"""By gate and the number of the end: which ended one is forgotten next."""
 TALLIES = Table("gate-tally", Tally)
 
 
@@ -110,11 +118,13 @@ class Verdict(NamedTuple):
 
 
 def read(view: LedgerView, gate: str, id: str) -> Request | None:
-    return REQUESTS.get(view, gate, id)
+    return None if limits.name(gate) or limits.id(id) else REQUESTS.get(view, gate, id)
 
 
 def page(view: LedgerView, gate: str, limit: int, before: int = limits.NUMBER) -> list[tuple[str, Request]]:
     """Requests of a gate, newest first, from below the number `before`."""
+    if limits.name(gate):
+        return []
     rows = view.rows(HISTORY.name, pack(gate), pack(gate, before), limit=limit, reverse=True)
     ids = [HISTORY.decode(data).id for _, data in rows]
     found = [(id, REQUESTS.get(view, gate, id)) for id in ids]
@@ -126,10 +136,16 @@ def blocked(view: LedgerView, gate: str, row: Request, now_ms: int) -> list[Unme
     return _blocked(view, gate, gates.show(view, gate), row, now_ms)
 
 
+def is_overridden(policy: policies.Policy, row: Request, now_ms: int) -> bool:
+    """Whether enough people, by the policy as it is now, have set its conditions aside until later than now."""
+    enough = policy.override is not None and row.override_people >= policy.override.people
+    return enough and now_ms < row.override_until_ms
+
+
 def _blocked(view: LedgerView, name: str, gate: "gates.Gate | None", row: Request, now_ms: int) -> list[Unmet]:
     if gate is None or gate.policy is None:
         return [{"type": "policy", "reason": "the gate has no policy"}]
-    overridden = now_ms < row.override_until_ms
+    overridden = is_overridden(gate.policy, row, now_ms)
     why = gates.closed_because(gate, now_ms)
     found: list[Unmet] = [] if why is None else [{"type": "closed", "reason": gate.reason or why}]
     found += [
@@ -192,8 +208,7 @@ def told(view: LedgerView, gate: str, id: str, row: Request, now_ms: int) -> dic
         "reason": row.reason,
     }
     if row.state == QUEUED:
-        ahead = QUEUE.page(view, pack(gate), limit=LIVE_MOST)
-        shown["position"] = 1 + sum(1 for key, _ in ahead if int(unpack(key, str, int)[1]) < row.place)
+        shown["position"] = 1 + len(view.rows(QUEUE.name, pack(gate), pack(gate, row.place), limit=LIVE_MOST))
     if row.token:
         shown |= {
             "fencing_token": row.token,

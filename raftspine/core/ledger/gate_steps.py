@@ -14,10 +14,10 @@ from raftspine.core.ledger.gate_policy import Policy
 from raftspine.core.ledger.gate_requests import (
     ENDED,
     ENDED_KEPT,
+    ENDS,
     EXPIRED,
     FAILED,
     HISTORY,
-    LIVE_MOST,
     OPEN,
     PENDING,
     QUEUE,
@@ -31,6 +31,7 @@ from raftspine.core.ledger.gate_requests import (
     Request,
     Tally,
     blocked,
+    is_overridden,
     told,
 )
 from raftspine.core.ledger.outcomes import Outcome, Status
@@ -49,11 +50,13 @@ def slots(work: Work, gate: str, policy: Policy) -> int:
 
 def advance(work: Work, gate: str, policy: Policy) -> None:
     """Give free slots to those who wait, in order; who cannot use one loses the place."""
-    while len(THROUGH.page(work, pack(gate), limit=policy.concurrent)) < policy.concurrent:
-        first = QUEUE.page(work, pack(gate), limit=1)
+    free = policy.concurrent - len(THROUGH.page(work, pack(gate), limit=policy.concurrent))
+    start = b""
+    while free > 0:
+        first = QUEUE.page(work, pack(gate), start=start, limit=1)
         if not first:
             return
-        _, ref = first[0]
+        start, ref = first[0][0] + b"\0", first[0][1]
         row = REQUESTS.get(work, gate, ref.id)
         assert row is not None, "who is in the queue is a request"
         work.remove(QUEUE, gate, row.place)
@@ -66,10 +69,11 @@ def advance(work: Work, gate: str, policy: Policy) -> None:
             keep(work, gate, ref.id, row, "unqueued")
         else:
             open(work, gate, ref.id, row, policy)
+            free -= 1
 
 
 def open(work: Work, gate: str, id: str, row: Request, policy: Policy) -> Request:
-    overridden = work.time_ms < row.override_until_ms
+    overridden = is_overridden(policy, row, work.time_ms)
     row = replace(
         row,
         state=OPEN,
@@ -112,7 +116,8 @@ def waiting(work: Work, command: Any, artifact: str | None) -> tuple[Request, Po
     row = known(work, command)
     if isinstance(row, Outcome):
         return row
-    if bad := limits.name(command.agent, "agent"):
+    other = None if artifact is None else limits.name(artifact, "artifact_digest")
+    if bad := limits.first(limits.name(command.agent, "agent"), other):
         return invalid(command.id, bad)
     gate = gates.show(work, command.gate)
     if gate is None or gate.policy is None:
@@ -159,16 +164,18 @@ def keep(
     elif row.state in ENDED:
         at_ms = 0
     else:
-        ripens = policies.ripens_at(blocked(work, gate, row, work.time_ms))
+        closed = blocked(work, gate, row, work.time_ms)
+        ripens = policies.ripens_at(closed)
         at_ms = row.expires_at_ms if ripens is None else min(ripens, row.expires_at_ms)
-        if not change and ripens is None:
+        if not change and not closed and row.state == PENDING:
             change = "ready"
     if at_ms:
         due.note(work, at_ms, DUE, gate, id, row.number)
     row = replace(row, due_ms=at_ms)
     work.put(REQUESTS, gate, id, value=row)
     if change:
-        work.tell("gate", f"{gate}/{id}", change, work.number(), state=row.state, by=work.agent)
+        about = {"gate": gate, "request": id, "state": row.state, "by": work.agent}
+        work.tell(gates.KIND, f"{gate}/{id}", change, work.number(), **about)
     return outcome(work, gate, id, row, status, created=created)
 
 
@@ -186,26 +193,27 @@ def end(work: Work, gate: str, id: str, row: Request, state: str, reason: str) -
     row = replace(row, state=state, place=0, ended_at_ms=work.time_ms, reason=reason)
     audit.append(work, gates.KIND, gate, state.lower(), id, digest=row.digest, reason=reason, token=row.token or None)
     keep(work, gate, id, row, state.lower())
-    _forget(work, gate)
+    _remember(work, gate, id)
     stored = gates.show(work, gate)
     if was_through and stored is not None and stored.policy is not None:
         advance(work, gate, stored.policy)
     return row
 
 
-def _forget(work: Work, gate: str) -> None:
-    """Count one more that ended; let go of the oldest when there are too many."""
+def _remember(work: Work, gate: str, id: str) -> None:
+    """Count one more that ended; let go of the one that ended first when there are too many."""
+    work.put(ENDS, gate, work.number(), value=Ref(id))
     tally = TALLIES.get(work, gate) or Tally()
-    tally = Tally(tally.live - 1, tally.ended + 1)
+    tally = replace(tally, live=tally.live - 1, ended=tally.ended + 1)
     if tally.ended > ENDED_KEPT:
-        # Live ones among the oldest stay: at most LIVE_MOST of them are looked at.
-        for key, ref in HISTORY.page(work, pack(gate), limit=LIVE_MOST + 1):
-            row = REQUESTS.get(work, gate, ref.id)
-            if row is None or row.state in ENDED:
-                work.remove(HISTORY, *unpack(key, str, int))
-                work.remove(REQUESTS, gate, ref.id)
-                tally = replace(tally, ended=tally.ended - 1)
-                break
+        ((key, ref),) = ENDS.page(work, pack(gate), start=pack(gate, tally.oldest), limit=1)
+        number = int(unpack(key, str, int)[1])
+        gone = REQUESTS.get(work, gate, ref.id)
+        assert gone is not None, "an end that is remembered is a request's"
+        work.remove(ENDS, gate, number)
+        work.remove(HISTORY, gate, gone.number)
+        work.remove(REQUESTS, gate, ref.id)
+        tally = replace(tally, ended=tally.ended - 1, oldest=number + 1)
     work.put(TALLIES, gate, value=tally)
 
 

@@ -28,11 +28,13 @@ REASON_BYTES = 1024
 HELD_PER_SESSION = 1024
 """What one session may hold and wait for: its end gives all of it back in one log entry."""
 NAMES_AT_ONCE = 64
-"""Locks in one acquire_all, operations in one transaction or completion."""
+"""Locks in one acquire_all, operations in one transaction or completion, guards of one write."""
 CLAIMS_AT_ONCE = 64
 CLAIMED_BYTES = 1 << 20
 """Payloads in one claim's answer, roughly: the answer is remembered with the request."""
 THEN_BYTES = 256 * 1024
+READ_BYTES = 4 << 20
+"""Memories in one transaction's answer, which is remembered as well."""
 TASKS_PER_QUEUE = 1_000_000
 """Unfinished ones."""
 ATTEMPTS = 1_000_000
@@ -83,6 +85,7 @@ def _is_deep(value: Any) -> bool:
         for item in level:
             if isinstance(item, dict):
                 below += item.values()
+                below += [key for key in item if isinstance(key, tuple)]
             elif isinstance(item, list | tuple):
                 below += item
         if not below:

@@ -4,9 +4,9 @@ The rules, besides those of the queue (lock_queue.py):
 
 * A lease is named by whoever asks, before the log. Asking again under the same name is the same request: it
   answers with the lease or the place that name has, so a client that lost a reply, or its connection, keeps its
-  place. The name of a place is its ticket.
-* A session has a lock once. When it asks again it has it one hold more; what it has in another mode it must give
-  back first, for it would wait for itself.
+  place. The name of a place is its ticket. Another owner who asks under that name is refused.
+* A session has a lock once. When it asks again it has it one hold more; what it has in another mode, or of another
+  weight, it must give back first, for it would wait for itself.
 * A token is checked by looking it up: it is current as long as its lease is there. Writes that carry it as a guard
   are refused from the moment it is not, in the same order of events that grants the lock to the next.
 * What an operator breaks is written down with who and why.
@@ -89,6 +89,9 @@ def _again(work: Work, command: AcquireLock, lease: str) -> Outcome:
     assert ask is not None and lock is not None, "the index by session leads to an ask"
     if ask.mode != command.mode:
         return Outcome(Status.DEADLOCK, name, reason=f"the session has this lock as {ask.mode}: give it back first")
+    if ask.mode == SEMAPHORE and ask.weight != command.weight:
+        why = f"the session has {ask.weight} of the permits: give them back first"
+        return Outcome(Status.DEADLOCK, name, reason=why)
     again = command.lease == lease
     ask = replace(ask, asked=work.number(), hold=ask.hold if again or not ask.token else ask.hold + 1)
     work.put(ASKS, space, name, lease, value=ask)

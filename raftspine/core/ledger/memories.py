@@ -48,6 +48,18 @@ _TTL_MAX_SECONDS = 1 << 40
 """Above any configured limit, and small enough that an expiry in milliseconds still fits 64 bits."""
 
 
+_ID_BYTES = 255
+"""As storage.keys has room for; front ends refuse earlier."""
+_STAMP_MOST = (1 << 63) - 1
+
+
+def wrong_id(id: str) -> str | None:
+    """Why no memory can have this id; None when one can."""
+    if not id or "\0" in id:
+        return "a memory's id is not empty and holds no NUL"
+    return f"a memory's id is longer than {_ID_BYTES} bytes" if len(id.encode()) > _ID_BYTES else None
+
+
 def demoted_counter(id: str) -> str:
     """Counter: the sequence number of an id's last demotion; removed by its next promotion."""
     return f"demoted/{id}"
@@ -114,6 +126,8 @@ class _Step:
 
     def run(self) -> Result:
         command = self.command
+        if (wrong := wrong_id(command.id)) is not None:
+            return Outcome(Status.INVALID, command.id, reason=wrong), []
         if self._ring_behind():
             return Outcome(Status.RING_BEHIND, command.id, reason="the ring was read too early"), []
         stored = self._stored()
@@ -256,6 +270,8 @@ class _Step:
         origin = log_origin(self.group)
         seq = self.view.counter(RING_SEQ) + 1
         stamp = max(stamp_of(self.time_ms), stored.stamp + 1)
+        if stamp > _STAMP_MOST:
+            return Outcome(Status.INVALID, id, reason="the ring's stamps are out of range"), []
         request = self.command.request and self.command.request + self.command.fingerprint
         version = Version(id, origin, seq, stamp, stored.shadow, memory, request)
         effects: list[Effect] = [SetCounter(RING_SEQ, seq), SetCounter(demoted_counter(id), seq)]

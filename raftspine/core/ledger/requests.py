@@ -18,6 +18,15 @@ _UNDECIDED = frozenset((Status.RING_BEHIND,))
 """Outcomes that ask for the same request again, and so must not be remembered as its answer."""
 
 
+_DIGEST_BYTES = 64
+"""Digests have 16 bytes; what is far longer is none, and would be no key in any store."""
+_NO_DIGEST = f"digests of requests have at most {_DIGEST_BYTES} bytes"
+
+
+def _is_digest(data: bytes) -> bool:
+    return len(data) <= _DIGEST_BYTES
+
+
 def live(view: LedgerView, digest: bytes, time_ms: int) -> RequestRow | None:
     """The row of a request, unless it has expired."""
     row = view.request(digest)
@@ -28,6 +37,8 @@ def once(view: LedgerView, digest: bytes, fingerprint: bytes, time_ms: int, deci
     """`decide()`, or what came of it the first time. An empty digest is always decided afresh."""
     if not digest:
         return decide()
+    if not (_is_digest(digest) and _is_digest(fingerprint)):
+        return Outcome(Status.INVALID, reason=_NO_DIGEST), []
     row = live(view, digest, time_ms)
     if row is not None:
         if row.outcome is None:
@@ -45,6 +56,8 @@ def void(view: LedgerView, command: VoidRequest, at: Place, group: int, time_ms:
     """Close a request that has not applied; answer with the outcome of one that has."""
     if not command.request:
         return Outcome(Status.INVALID, reason="no request was named"), []
+    if not _is_digest(command.request):
+        return Outcome(Status.INVALID, reason=_NO_DIGEST), []
     row = live(view, command.request, time_ms)
     if row is not None and row.outcome is not None:
         return row.outcome, []

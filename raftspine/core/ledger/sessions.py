@@ -108,6 +108,8 @@ def enter(work: Work, session: str, lease: str, ttl_ms: int, owner: str) -> Outc
     row = SESSIONS.get(work, id)
     if row is None and session:
         return Outcome(Status.SESSION_GONE, session, reason="there is no such session")
+    if row is not None and row.own and row.owner != owner:
+        return Outcome(Status.EXISTS, lease, reason="another owner has a lease of this name")
     number = work.number()
     if row is None:
         row = Session(number, number, ttl_ms, work.time_ms, owner, own=True)
@@ -188,7 +190,7 @@ def renew(work: Work, command: RenewSession) -> Outcome:
 
 
 def spread(work: Work, command: SpreadSession) -> Outcome:
-    """`result` as of open, with owner, metadata and groups: whether this one was there before says that."""
+    """`result` as of open, with owner, metadata and known: whether this group was noted before."""
     row = touch(work, command.id)
     if row is None:
         return Outcome(Status.SESSION_GONE, command.id, reason="there is no such session")

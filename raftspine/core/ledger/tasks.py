@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from raftspine.core.ledger import due, limits, sessions, txn
 from raftspine.core.ledger.lock_queue import rank_of
+from raftspine.core.ledger.memory_commands import PutMemory
 from raftspine.core.ledger.outcomes import Outcome, Status
 from raftspine.core.ledger.tables import digest
 from raftspine.core.ledger.task_commands import (
@@ -97,8 +98,19 @@ def _wrong_task(work: Work, command: EnqueueTask) -> str | None:
         limits.between(command.backoff_ms, 0, limits.DELAY_MS, "backoff_ms"),
         limits.name(command.dedupe, "dedupe") if command.dedupe else None,
         txn.wrong_ids([op.id for op in command.then]),
-        limits.data([(op.memory.content, op.memory.metadata) for op in command.then], "then", limits.THEN_BYTES),
+        _wrong_then(command.then),
     )
+
+
+def _wrong_then(then: tuple[PutMemory, ...]) -> str | None:
+    """All of it counts, the depth where anything may stand."""
+    anything = [(op.memory.content, op.memory.metadata) for op in then]
+    if wrong := limits.data(anything, "then", limits.THEN_BYTES):
+        return wrong
+    if any(op.ring is not None for op in then):
+        return "then: what the ring held is said when the task is completed"
+    too_long = limits.size(then) > limits.THEN_BYTES
+    return f"then is longer than {limits.THEN_BYTES} bytes" if too_long else None
 
 
 # ── claims ──────────────────────────────────────────────────────────────────────────────────────────────────

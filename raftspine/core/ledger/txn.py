@@ -29,6 +29,7 @@ def apply(work: Work, command: Txn) -> Outcome:
     memory). A refused operation is the outcome; its place in the branch is `result.op`."""
     wrong = limits.first(
         limits.between(len(command.compare), 0, limits.NAMES_AT_ONCE, "the number of comparisons"),
+        *(memories.wrong_id(compare.memory) for compare in command.compare if compare.memory),
         *(limits.name(compare.lock, "lock") for compare in command.compare if compare.lock),
         *(_wrong_branch(branch) for branch in (command.then, command.otherwise)),
     )
@@ -38,6 +39,7 @@ def apply(work: Work, command: Txn) -> Outcome:
         return refused
     succeeded = all(_holds(work, compare) for compare in command.compare)
     results: list[dict[str, Any]] = []
+    size = 0
     for number, op in enumerate(command.then if succeeded else command.otherwise):
         outcome = _get(work, op) if isinstance(op, GetMemory) else write(work, op)
         if outcome.status is Status.ABSENT and not isinstance(op, GetMemory) and op.expected.version is None:
@@ -45,6 +47,9 @@ def apply(work: Work, command: Txn) -> Outcome:
         elif outcome.status not in APPLIED and not isinstance(op, GetMemory):
             return replace(outcome, result={**outcome.result, "op": number, "succeeded": succeeded})
         results.append(_told(op, outcome))
+        size += limits.size(outcome.memory) if isinstance(op, GetMemory) else 0
+        if size > limits.READ_BYTES:
+            return Outcome(Status.TOO_MANY, op.id, reason=f"more than {limits.READ_BYTES} bytes are read")
     return Outcome(Status.DONE, result={"succeeded": succeeded, "results": results})
 
 
@@ -94,6 +99,8 @@ def _alive(work: Work, id: str) -> tuple[Memory | None, str | None]:
 
 
 def _get(work: Work, op: GetMemory) -> Outcome:
+    if memories.wrong_id(op.id) is not None:
+        return Outcome(Status.ABSENT, op.id)
     memory, version = _alive(work, op.id)
     if memory is None:
         return Outcome(Status.ABSENT, op.id)

@@ -12,7 +12,7 @@ given: token >> 10 is the entry's index, or a later one when an entry gave more 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from raftspine.core.ledger import events
+from raftspine.core.ledger import events, limits
 from raftspine.core.ledger.outcomes import REFUSALS, Outcome, Status
 from raftspine.core.ledger.overlay import Overlay
 from raftspine.core.ledger.requests import once
@@ -27,7 +27,8 @@ NUMBERS_PER_INDEX_BITS = 10
 
 
 class Work(Overlay):
-    """`at`, `group`, `time_ms`: as the machine was given them. `agent`: who asks."""
+    """`at`, `group`, `time_ms`: as the machine was given them. `agent`: who asks. `grants`: how many
+    places in queues of locks have become leases (lock_queue.py bounds them)."""
 
     def __init__(self, view: LedgerView, at: Place, group: int, time_ms: int, agent: str = "") -> None:
         super().__init__(view)
@@ -35,6 +36,7 @@ class Work(Overlay):
         self.group = group
         self.time_ms = time_ms
         self.agent = agent
+        self.grants = 0
         self.effects: list[Effect] = []
         self._happened: list[events.Happening] = []
 
@@ -75,7 +77,10 @@ def family(rule: Callable[[Work, Any], Outcome]) -> Callable[[LedgerView, Any, P
 
     def decide(view: LedgerView, command: Any, at: Place, group: int, time_ms: int) -> Result:
         def afresh() -> Result:
-            work = Work(view, at, group, time_ms, getattr(command, "agent", ""))
+            agent = getattr(command, "agent", "")
+            if agent and (wrong := limits.name(agent, "agent")):
+                return invalid("", wrong), []
+            work = Work(view, at, group, time_ms, agent)
             outcome = rule(work, command)
             return outcome, [] if outcome.status in REFUSALS else work.finish()
 

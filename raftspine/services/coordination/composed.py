@@ -50,7 +50,7 @@ class Composed:
     async def execute(self, group: GroupId, command: Command, caller: Caller) -> Outcome:
         """As Door.execute, for a command that may write memories."""
         command = replace(command, request=caller.request, fingerprint=caller.fingerprint, agent=caller.agent)
-        outcome = await (self._here if self._topology.holds(group) else self._there)(group, command)
+        outcome = await (self._here if self._topology.serves(group) else self._there)(group, command)
         refused = refusal(outcome)
         if refused is not None:
             raise refused
@@ -110,7 +110,7 @@ class Composed:
         command = commands.decode(data)
         if not isinstance(command, Txn | CompleteTask):
             raise Corrupt(f"{peer} sent a command that writes no memories")
-        if not self._topology.holds(group):
+        if not self._topology.serves(group):
             raise Unavailable(f"shard group {group} is not kept here", code="not_ready")
         return outcomes.encode(await self._here(GroupId(group), command))
 

@@ -28,6 +28,7 @@ from raftspine.core.ledger.outcomes import Outcome, Status
 from raftspine.core.ledger.tables import pack
 from raftspine.errors import Conflict, NotFound, SpineError
 from raftspine.model import GroupId
+from raftspine.ports import Clock
 from raftspine.services.coordination.door import Caller, Door, Moment
 from raftspine.services.coordination.refusals import refusal
 from raftspine.services.coordination.sessions import Sessions, ended, lifetime
@@ -82,7 +83,7 @@ class Locks:
         door = self._door
         group = door.group(name)
         lease = want.ticket or door.id()
-        started = door.clock.wall_ms()
+        started = door.clock.monotonic()
         command = AcquireLock(
             name,
             lease,
@@ -104,13 +105,13 @@ class Locks:
             await self._sessions.enter(caller, want.session, group)
             outcome, index = await door.decide(group, command, caller, repeatable=True)
         if outcome.status is Status.GRANTED:
-            return leased(outcome.result, started)
+            return leased(door.clock, outcome.result, started)
         if outcome.status is Status.QUEUED and want.wait_ms > 0:
             return await self._wait(group, name, want, outcome, index, started)
         raise await self._refused(group, lease, outcome)
 
     async def _wait(
-        self, group: GroupId, name: str, want: Want, queued: Outcome, index: int, started: int
+        self, group: GroupId, name: str, want: Want, queued: Outcome, index: int, started: float
     ) -> dict[str, Any]:
         """Until the ticket is a lease, or is gone, or the time is up."""
         door, clock = self._door, self._door.clock
@@ -130,7 +131,7 @@ class Locks:
             if clock.monotonic() >= ends - LEAST_SECONDS or self._waits.draining:
                 self._waited(clock.monotonic() - began)
                 raise await self._refused(group, lease, queued)
-            now = clock.wall_ms()
+            now = clock.monotonic()
             try:
                 await door.renew(group, session)
             except NotFound:
@@ -139,7 +140,7 @@ class Locks:
         self._waited(clock.monotonic() - began)
         if not found["token"]:
             raise Conflict("this ticket has lapsed", code="lease_not_current", details={"ticket": lease})
-        return leased({**found, "lease": lease}, heard)
+        return leased(clock, {**found, "lease": lease}, heard)
 
     async def _refused(self, group: GroupId, lease: str, outcome: Outcome) -> SpineError:
         """`lock_held` in the API's words; other refusals as they are."""
@@ -184,14 +185,14 @@ class Locks:
             metadata=want.metadata,
         )
         while True:
-            started = clock.wall_ms()
+            started = clock.monotonic()
             outcome, index = await door.decide(group, command, caller, repeatable=True)
             if outcome.status is Status.SESSION_GONE and want.session:
                 await self._sessions.enter(caller, want.session, group)
                 continue
             if outcome.status is Status.GRANTED:
                 self._waited(clock.monotonic() - began)
-                return leased(outcome.result, started)
+                return leased(door.clock, outcome.result, started)
             left = ends - clock.monotonic()
             if outcome.status is not Status.LOCK_HELD or left <= LEAST_SECONDS or self._waits.draining:
                 raise await self._refused(group, lease, outcome)
@@ -207,7 +208,7 @@ class Locks:
         """Another TTL from now. Conflict(`lease_not_current`)."""
         door = self._door
         group = door.group(name)
-        started = door.clock.wall_ms()
+        started = door.clock.monotonic()
         found = await door.read(group, "lock.renewable", space, name, lease, token)
         try:
             if found is None:
@@ -215,7 +216,7 @@ class Locks:
             ttl_ms = await door.renew(group, found["session"])
         except NotFound:
             raise not_current(name, lease) from None
-        return leased({**found, "lease": lease, "token": token, "ttl_ms": ttl_ms}, started)
+        return leased(door.clock, {**found, "lease": lease, "token": token, "ttl_ms": ttl_ms}, started)
 
     async def release(
         self, caller: Caller, name: str, lease: str, token: int, *, every: bool = False, space: str = LOCK
@@ -289,7 +290,7 @@ class Locks:
         return found
 
 
-def leased(told: dict[str, Any], started_ms: int) -> dict[str, Any]:
+def leased(clock: Clock, told: dict[str, Any], heard: float) -> dict[str, Any]:
     """A lease as clients see it."""
     shown = {"lease_id": told["lease"], "hold": told.get("hold", 1), "session_id": _public(told["session"])}
     if "token" in told:
@@ -298,7 +299,7 @@ def leased(told: dict[str, Any], started_ms: int) -> dict[str, Any]:
         shown["fencing_tokens"] = told["tokens"]
     if told.get("mode"):
         shown["mode"] = told["mode"]
-    return {**shown, **lifetime(started_ms, told["ttl_ms"])}
+    return {**shown, **lifetime(clock, heard, told["ttl_ms"])}
 
 
 def _public(session: str) -> str | None:

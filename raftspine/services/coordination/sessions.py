@@ -15,6 +15,7 @@ from raftspine.core.ledger.lock_commands import CloseSession, OpenSession, Sprea
 from raftspine.core.ledger.outcomes import Status
 from raftspine.errors import Conflict, NotFound, SpineError
 from raftspine.model import GroupId
+from raftspine.ports import Clock
 from raftspine.services.coordination.door import Caller, Door, Moment
 from raftspine.services.coordination.refusals import refusal
 
@@ -33,18 +34,18 @@ class Sessions:
         """Open a session, or with the id of one's own that is open: renew it."""
         door = self._door
         session = id or door.id()
-        started = door.clock.wall_ms()
+        started = door.clock.monotonic()
         command = OpenSession(session, ttl_ms, owner or caller.agent, metadata)
         outcome = await door.execute(door.group(session), command, caller, repeatable=True)
         told = outcome.result
-        life = lifetime(started, told["ttl_ms"])
+        life = lifetime(door.clock, started, told["ttl_ms"])
         return {"session_id": told["session"], "owner": owner or caller.agent, "opened_at_ms": told["opened_at_ms"],
                 **life}  # fmt: skip
 
     async def renew(self, session: str) -> dict[str, Any]:
         """Heard of in all its groups. Conflict(`lease_not_current`) when one of them has ended it."""
         door = self._door
-        started = door.clock.wall_ms()
+        started = door.clock.monotonic()
         home = door.group(session)
         row = await self._row(session)
         if row is None:
@@ -58,7 +59,7 @@ class Sessions:
         for result in heard:
             if isinstance(result, BaseException):
                 raise result
-        return {"session_id": session, **lifetime(started, row["ttl_ms"])}
+        return {"session_id": session, **lifetime(door.clock, started, row["ttl_ms"])}
 
     async def close(self, caller: Caller, session: str) -> dict[str, Any]:
         """End a session and give back what it holds everywhere; one that is not open holds nothing."""
@@ -75,10 +76,10 @@ class Sessions:
         others = [GroupId(group) for group in row.pop("groups")]
         found = await asyncio.gather(*(self._door.read(group, "session.show", session) for group in others))
         shown = [each for each in found if each is not None]
-        left = [row.pop("remaining_ms"), *(each["remaining_ms"] for each in shown)]
-        known = [ms for ms in left if ms is not None]
+        known = [ms for ms in (row.pop("remaining_ms"), *(each["remaining_ms"] for each in shown)) if ms is not None]
         held = [*row.pop("holds"), *(hold for each in shown for hold in each["holds"])]
-        life = lifetime(self._door.clock.wall_ms(), row.pop("ttl_ms"), min(known, default=None))
+        ttl_ms = row.pop("ttl_ms")
+        life = left(self._door.clock, ttl_ms, min(known, default=ttl_ms))
         return {"session_id": session, **row, **life, "holds": held}
 
     # ── for the other services ──────────────────────────────────────────────────────────────────────────────
@@ -118,12 +119,20 @@ class Sessions:
         return sum(outcome.result["released"] for outcome in closed)
 
 
-def lifetime(started_ms: int, ttl_ms: int, remaining_ms: int | None = None) -> dict[str, Any]:
-    """The fields that say how long something lives. What was heard of is counted from before it was said, so that
-    nobody believes in a lease longer than its leader does."""
-    left = ttl_ms if remaining_ms is None else remaining_ms
-    return {"ttl_ms": ttl_ms, "ttl_remaining_ms": left, "expires_at_ms": started_ms + left,
-            "renew_after_ms": ttl_ms // 3}  # fmt: skip
+def lifetime(clock: Clock, heard: float, ttl_ms: int) -> dict[str, Any]:
+    """The fields that say how long something lives that was heard of after the monotonic second `heard`. It is
+    counted from before it was said, so that nobody believes in a lease longer than its leader does."""
+    return left(clock, ttl_ms, max(0, ttl_ms - int((clock.monotonic() - heard) * 1000)))
+
+
+def left(clock: Clock, ttl_ms: int, left_ms: int) -> dict[str, Any]:
+    """The same fields for what is known to live so much longer."""
+    return {
+        "ttl_ms": ttl_ms,
+        "ttl_remaining_ms": left_ms,
+        "expires_at_ms": clock.wall_ms() + left_ms,
+        "renew_after_ms": ttl_ms // 3,
+    }
 
 
 def ended(session: str) -> SpineError:

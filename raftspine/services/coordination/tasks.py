@@ -22,6 +22,7 @@ from raftspine.core.ledger.task_commands import (
 )
 from raftspine.core.ledger.task_rows import QUEUES
 from raftspine.errors import Conflict, NotFound
+from raftspine.ports import Clock
 from raftspine.services.coordination.composed import Composed
 from raftspine.services.coordination.door import Caller, Door, Moment
 from raftspine.services.coordination.refusals import refusal
@@ -85,7 +86,7 @@ class Tasks:
         group = door.group(queue)
         ends = clock.monotonic() + wait_ms / 1000
         while True:
-            started = clock.wall_ms()
+            started = clock.monotonic()
             command = ClaimTasks(queue, door.id(), count, owner or caller.agent, lease_ms, session)
             outcome, index = await door.decide(group, command, caller)
             if outcome.status is Status.SESSION_GONE and session:
@@ -96,7 +97,7 @@ class Tasks:
             tasks = outcome.result["tasks"]
             left = ends - clock.monotonic()
             if tasks or left <= LEAST_SECONDS or self._waits.draining:
-                return [_told_claim(task, started) for task in tasks]
+                return [_told_claim(clock, task, started) for task in tasks]
             caller = Caller(caller.agent)  # asked again: the first answer is not this one's
             await self._waits.until(group, QUEUES.name, pack(queue), "task.ready", queue, seconds=left, index=index)
 
@@ -104,7 +105,7 @@ class Tasks:
         """Another lease from now, or one of another length, which the log decides."""
         door = self._door
         group = door.group(queue)
-        started = door.clock.wall_ms()
+        started = door.clock.monotonic()
         if lease_ms is not None:
             outcome = await door.execute(group, ExtendTask(queue, id, token, lease_ms), caller, repeatable=True)
             ttl_ms = outcome.result["ttl_ms"]
@@ -116,7 +117,7 @@ class Tasks:
                 ttl_ms = await door.renew(group, session)
             except NotFound:
                 raise _not_current(queue, id) from None
-        return {"queue": queue, "id": id, "claim_token": token, **lifetime(started, ttl_ms)}
+        return {"queue": queue, "id": id, "claim_token": token, **lifetime(door.clock, started, ttl_ms)}
 
     # ── out ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -173,7 +174,7 @@ class Tasks:
         return {"items": items[:limit], "next_cursor": items[limit - 1]["queue"] if len(items) > limit else None}
 
 
-def _told_claim(task: dict[str, Any], started_ms: int) -> dict[str, Any]:
+def _told_claim(clock: Clock, task: dict[str, Any], started: float) -> dict[str, Any]:
     return {
         "id": task["id"],
         "payload": task["payload"],
@@ -181,7 +182,7 @@ def _told_claim(task: dict[str, Any], started_ms: int) -> dict[str, Any]:
         "attempt": task["attempt"],
         "priority": task["priority"],
         "enqueued_at_ms": task["enqueued_at_ms"],
-        **lifetime(started_ms, task["ttl_ms"]),
+        **lifetime(clock, started, task["ttl_ms"]),
     }
 
 

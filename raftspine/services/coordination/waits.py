@@ -82,7 +82,7 @@ class Waits:
         """The first answer of a query that is not None, looked for whenever the row changes; None when the time is
         up. index: what the replica must have applied before its first look counts. Raises Unavailable when nobody can
         be asked."""
-        if self._topology.holds(group):
+        if self._topology.serves(group):
             return await self._here(group, table, key, query, arguments, seconds, index)
         ends = self._now() + seconds
         while not self.draining:
@@ -149,6 +149,6 @@ class Waits:
 
     async def _serve(self, peer: NodeId, body: Any) -> Any:
         group, table, key, query, arguments, wait_ms, index = body
-        if self.draining or not self._topology.holds(group):
+        if self.draining or not self._topology.serves(group):
             raise Unavailable(f"nobody can wait for shard group {group} here", code="not_ready")
         return await self._here(GroupId(group), table, key, query, arguments, wait_ms / 1000, index)

@@ -177,7 +177,7 @@ class Watch:
         self.watchers += 1
         for group in watcher.at:
             self._by_group.setdefault(group, {})[watcher] = None
-            if not self._topology.holds(group) and group not in self._pumps:
+            if not self._topology.serves(group) and group not in self._pumps:
                 self._pumps[group] = get_running_loop().create_task(self._pump(group))
 
     def leave(self, watcher: Watcher) -> None:
@@ -217,7 +217,7 @@ class Watch:
 
     async def _check(self, group: GroupId, number: int) -> None:
         """Whether a token's number may be gone on from. Only one beyond what this node knows is asked about."""
-        first, last = (0, -1) if not self._topology.holds(group) else self._window_here(group)
+        first, last = (0, -1) if not self._topology.serves(group) else self._window_here(group)
         if number > last:
             first, last = await self._door.read(group, "events.window")
         if number > last:
@@ -251,7 +251,7 @@ class Watch:
 
     async def page(self, group: GroupId, after: int, limit: int) -> tuple[list[tuple[int, Event]], bool]:
         """Events behind a number, and whether there may be more. Raises Gone, Unavailable."""
-        if self._topology.holds(group):
+        if self._topology.serves(group):
             return self._page_here(group, after, limit)
         refused: SpineError | None = None
         for peer in self._topology.replicas(group):
@@ -321,7 +321,7 @@ class Watch:
         return self._window_here(group)[1]
 
     def _must_hold(self, group: int) -> None:
-        if self.draining or not self._topology.holds(GroupId(group)):
+        if self.draining or not self._topology.serves(GroupId(group)):
             raise Unavailable(f"shard group {group} cannot be watched here", code="not_ready")
 
 
