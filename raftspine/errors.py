@@ -12,6 +12,7 @@ try elsewhere, a caller who is told "unknown" may not. So the tree is cut by out
     │   ├── Forbidden         the key may not do this
     │   ├── NotFound          no such memory (`confirmed` says whether a majority agreed)
     │   ├── Conflict          decided against the stored state (version, lock, gate …)
+    │   ├── Gone              it was there, and is no longer kept (compacted)
     │   ├── PreconditionFailed  an If-Match / If-None-Match header does not hold
     │   └── Misdirected       the right request at the wrong node: region or epoch
     ├── Unavailable   not done: nothing was proposed or it can never apply; retry freely
@@ -100,6 +101,12 @@ class Conflict(Rejected):
     """Refused by the stored state; ``code`` says which rule (version_conflict, lock_held, fenced, gate_closed …)."""
 
     code = "version_conflict"
+
+
+class Gone(Rejected):
+    """What was asked for was there, and is no longer kept."""
+
+    code = "compacted"
 
 
 class PreconditionFailed(Rejected):

@@ -26,6 +26,7 @@ from raftspine.cluster.raft_host import RaftHost, RaftLimits, RaftTiming
 from raftspine.cluster.rpc import Rpcs
 from raftspine.cluster.tls import tls_from_files
 from raftspine.config import Config, Security, guard_bind, load_api_keys
+from raftspine.config.apikeys import ApiKey
 from raftspine.core.hlc import Hlc
 from raftspine.core.placement import build_table
 from raftspine.core.routing import Router
@@ -36,6 +37,7 @@ from raftspine.model import META_GROUP, MemberId, NodeId, Table
 from raftspine.ports import Clock, CrashPoint, Directory, Entropy, Transport, Tree, nowhere
 from raftspine.services.bootstrap import ClusterBootstrap, serve_table, spread_table
 from raftspine.services.catchup import Catchup
+from raftspine.services.coordination.service import Coordination
 from raftspine.services.counts import Counts
 from raftspine.services.deadlines import Bell
 from raftspine.services.fanout import Fanout
@@ -46,6 +48,7 @@ from raftspine.services.listing import Listing
 from raftspine.services.locate import Locator
 from raftspine.services.memories import Memories
 from raftspine.services.overview import Overview
+from raftspine.services.pictures import Pictures
 from raftspine.services.replacement import Replacement
 from raftspine.services.replica import RingReplica
 from raftspine.services.requests import Requests
@@ -214,6 +217,21 @@ class Node:
         self._step_aside = StepAside(node, engine, raft, rpc)
         raft.on_leader_change(strong.leader_changed)
         raft.on_leader_change(self._news.ring)
+        pictures = Pictures(replica, ring, raft, clock)
+        self.coordination = coordination = Coordination(
+            node,
+            strong=strong,
+            log=raft,
+            host=self._ledger,
+            topology=topology,
+            rpc=rpc,
+            engine=engine,
+            clock=clock,
+            entropy=world.entropy,
+            pictures=pictures,
+            waited=self.telemetry.lock_wait_seconds.observe,
+        )
+        raft.on_leader_change(coordination.leader_changed)
         rpc.on_link(self._news.ring)
 
         # both
@@ -254,6 +272,7 @@ class Node:
                 timeout_ms=timing.ring_timeout_ms,
             ),
             forwarder=forwarder,
+            pictures=pictures,
             clock=clock,
             entropy=world.entropy,
             strong_timeout_ms=timing.strong_timeout_ms,
@@ -271,6 +290,7 @@ class Node:
             engine=engine,
             hlc=hlc,
             telemetry=self.telemetry,
+            coordination=coordination,
             link_counters=world.link_counters,
             traffic=raft.traffic,
             divergences=raft.divergences,
@@ -282,6 +302,7 @@ class Node:
     def start(self) -> None:
         """Begin to work: vote, replicate, find the table. Returns at once; `overview.ready` tells when it is up."""
         self.raft.start()
+        self.coordination.start()
         if self._identity.member is None:
             self._spawn(self._find_identity())
         else:
@@ -295,6 +316,7 @@ class Node:
 
     async def stop(self) -> None:
         """The start backwards: hand leadership over, end the workers, then close what they used."""
+        self.coordination.stop()
         await self.raft.step_down_all()
         for task in self._tasks:
             task.cancel()
@@ -307,6 +329,7 @@ class Node:
     def kill(self) -> None:
         """End at once, as a killed process does: nothing is handed over, flushed or closed. For the simulator."""
         self.raft.kill()
+        self.coordination.stop()
         for task in self._tasks:
             task.cancel()
 
@@ -489,6 +512,7 @@ async def _live(config: Config, node: NodeId, stop: asyncio.Event, make_world: M
                 clock=world.clock,
                 entropy=world.entropy,
                 telemetry=running.telemetry,
+                coordination=running.coordination,
             )
         )
         await http.start(member.host, member.port)
@@ -500,6 +524,7 @@ async def _live(config: Config, node: NodeId, stop: asyncio.Event, make_world: M
         running.void.add_done_callback(lambda _: stopping.cancel())
         await asyncio.wait([stopping])
         log.info("stopping", node=node)
+        running.coordination.drain()
         await http.stop()
         await running.stop()
 
@@ -518,8 +543,8 @@ def settle_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def _keys(config: Config) -> dict[str, str]:
+def _keys(config: Config) -> dict[str, ApiKey]:
     """API keys by digest, as the front door wants them."""
     if config.security.api_keys_file is None:
         return {}
-    return {digest.hex(): key.role for digest, key in load_api_keys(config.security.api_keys_file).items()}
+    return {digest.hex(): key for digest, key in load_api_keys(config.security.api_keys_file).items()}

@@ -21,7 +21,7 @@ MAX_FILE_BYTES = 1 << 20
 
 
 class KeyRole(StrEnum):
-    """What a key may do; `approver` decides gates and is no step of the others."""
+    """What a key may do: reader < writer < approver (who decides gates) < operator."""
 
     READER = "reader"
     WRITER = "writer"

@@ -8,18 +8,20 @@ third of the throughput and do nothing the table of routes does not do.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 from aiohttp import web
 
 from raftspine.core.limits import Limits
-from raftspine.errors import Malformed, Misuse, SpineError
+from raftspine.errors import Forbidden, Malformed, Misuse, SpineError
 from raftspine.http import parse
-from raftspine.http.auth import Auth
+from raftspine.http.auth import Access, Auth
 from raftspine.http.call import Call, Telemetry
 from raftspine.http.cluster import ClusterHandlers, ClusterView, Requests
 from raftspine.http.connection import Connection
+from raftspine.http.coordination.routes import coordination_routes
 from raftspine.http.dispatch import Bound, Router
 from raftspine.http.intake import ForeignRequest, Request
 from raftspine.http.memories import Memories, MemoryHandlers
@@ -28,6 +30,7 @@ from raftspine.http.problems import foreign
 from raftspine.http.reply import Heads, Reply
 from raftspine.http.routes import table
 from raftspine.ports import Clock, Entropy
+from raftspine.services.coordination.service import Coordination
 
 KEEPALIVE_SECONDS = 75.0
 LINGER_SECONDS = 2.0
@@ -45,7 +48,8 @@ class Services(Memories, Requests, Protocol):
 
 
 class FrontDoor:
-    """Answers requests. Made by `build`; `serve` is the handler for aiohttp's low-level server."""
+    """Answers requests. Made by `build`; `serve` is the handler for aiohttp's low-level server. `refused` hears of
+    privileged acts whose key was not good enough: key, act, path."""
 
     def __init__(
         self,
@@ -56,8 +60,10 @@ class FrontDoor:
         clock: Clock,
         request_prefix: str,
         telemetry: Telemetry,
+        refused: Callable[[str, str, str], None] | None = None,
     ) -> None:
         self.auth = auth
+        self._refused = refused
         self._router = router
         self._heads = heads
         self._now = clock.monotonic
@@ -84,7 +90,7 @@ class FrontDoor:
                 call.msgpack = parse.wants_msgpack(accept)
             route, call.params = self._router.find(method, path)
             label = route.path
-            self.auth.admit(headers.get(parse.AUTHORIZATION), route.access)
+            self._admit(call, route, path)
             call.query = parse.query(query, route.query) if query else route.no_query
             if route.json is not None:
                 call.body = await self._body(request, call, route)
@@ -97,6 +103,14 @@ class FrontDoor:
             reply.closing()
         self._observe(label, method if label != "other" else "other", reply.code, self._now() - started)
         return reply
+
+    def _admit(self, call: Call, route: Bound, path: str) -> None:
+        try:
+            call.key = self.auth.admit(call.headers.get(parse.AUTHORIZATION), route.access)
+        except Forbidden as error:
+            if route.access >= Access.APPROVE and self._refused is not None:
+                self._refused(error.details["key"], f"{route.method} {route.path}", path)
+            raise
 
     async def _body(self, request: Request, call: Call, route: Bound) -> object:
         kind = call.headers.get(parse.CONTENT_TYPE)
@@ -137,11 +151,14 @@ def build(
     clock: Clock,
     entropy: Entropy,
     telemetry: Telemetry,
+    coordination: Coordination | None = None,
 ) -> FrontDoor:
-    """Wire the table of routes to the services. Request ids are unique across nodes and boots: a random
-    prefix and a count."""
+    """Wire the table of routes to the services; without `coordination` there are no routes for it. Request ids are
+    unique across nodes and boots: a random prefix and a count."""
     docs: list[bytes] = []
     routes = table(MemoryHandlers(memories, limits), ClusterHandlers(cluster, memories, limits, lambda: docs[0]))
+    if coordination is not None:
+        routes = (*routes, *coordination_routes(coordination, limits))
     docs.append(document(routes, cluster.version))
     bound = [Bound(route, limits.batch_body_bytes if route.large else limits.body_bytes) for route in routes]
     return FrontDoor(
@@ -151,6 +168,7 @@ def build(
         clock=clock,
         request_prefix=f"{entropy.token_bytes(5).hex()}-",
         telemetry=telemetry,
+        refused=None if coordination is None else coordination.access.refused,
     )
 
 

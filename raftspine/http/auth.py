@@ -9,8 +9,9 @@ about.
 from collections.abc import Mapping
 from enum import IntEnum
 from hashlib import sha256
+from typing import NamedTuple
 
-from raftspine.config.apikeys import KeyRole
+from raftspine.config.apikeys import ApiKey, KeyRole
 from raftspine.config.checks import is_loopback
 from raftspine.errors import Forbidden, Misuse, Unauthorized
 
@@ -21,27 +22,34 @@ class Access(IntEnum):
     OPEN = 0
     READ = 1
     WRITE = 2
-    OPERATE = 3
+    APPROVE = 3
+    OPERATE = 4
 
 
 GRANTS = {
     KeyRole.READER: Access.READ,
     KeyRole.WRITER: Access.WRITE,
     KeyRole.OPERATOR: Access.OPERATE,
-    KeyRole.APPROVER: Access.READ,
+    KeyRole.APPROVER: Access.APPROVE,
 }
-"""An approver decides gates; of memories it may only read."""
+"""An approver decides gates, and may do what a writer may."""
+
+
+class Grant(NamedTuple):
+    access: Access
+    name: str
 
 
 class Auth:
-    """The keys of this node: hex SHA-256 of the key -> role name. Misuse names a faulty entry."""
+    """The keys of this node: hex SHA-256 of the key -> its role, or name and role. Misuse names a faulty entry."""
 
-    def __init__(self, keys: Mapping[str, str] | None = None) -> None:
-        self._grants: dict[bytes, Access] = {}
-        for digest, role in (keys or {}).items():
+    def __init__(self, keys: Mapping[str, str | ApiKey] | None = None) -> None:
+        self._grants: dict[bytes, Grant] = {}
+        for digest, key in (keys or {}).items():
+            name, role = key if isinstance(key, ApiKey) else (digest[:8], key)
             try:
                 raw = bytes.fromhex(digest)
-                self._grants[raw] = GRANTS[KeyRole(role)]
+                self._grants[raw] = Grant(GRANTS[KeyRole(role)], name)
             except ValueError as error:
                 raise Misuse(f"API key {digest[:8]}…: {error}; roles: {', '.join(KeyRole)}") from error
             if len(raw) != 32:
@@ -52,18 +60,21 @@ class Auth:
         """No keys: everyone who can connect may do everything."""
         return not self._grants
 
-    def admit(self, authorization: str | None, needs: Access) -> None:
-        """Raises Unauthorized without a known key, Forbidden when its role does not reach."""
+    def admit(self, authorization: str | None, needs: Access) -> str | None:
+        """The name of the key; None where there are no keys. Raises Unauthorized without a known key, Forbidden (with
+        the key's name) when its role does not reach."""
         if not self._grants or needs is Access.OPEN:
-            return
+            return None
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise Unauthorized("an API key is needed: send the header Authorization: Bearer <key>")
         granted = self._grants.get(sha256(key.strip().encode("utf-8", "surrogateescape")).digest())
         if granted is None:
             raise Unauthorized("this API key is not known")
-        if granted < needs:
-            raise Forbidden(f"this API key may not {needs.name.lower()}", details={"needs": needs.name.lower()})
+        if granted.access < needs:
+            what = needs.name.lower()
+            raise Forbidden(f"this API key may not {what}", details={"needs": what, "key": granted.name})
+        return granted.name
 
     def check_bind(self, host: str) -> None:
         """Misuse for an address beyond loopback while there are no keys."""

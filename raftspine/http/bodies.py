@@ -16,6 +16,17 @@ MAX_PAGE = 1000
 Importance = Literal["low", "medium", "high", "critical"] | Annotated[float, Meta(ge=0, le=1)]
 
 
+class Guard(Struct, forbid_unknown_fields=True, frozen=True):
+    """A lock (or election) of the same shard group, and the token that must be current for the write to happen."""
+
+    lock: Annotated[str, Meta(min_length=1, max_length=255)]
+    token: Annotated[int, Meta(ge=1, le=1 << 53)]
+    space: Literal["lock", "election"] = "lock"
+
+
+Guards = Annotated[tuple[Guard, ...], Meta(max_length=16)]
+
+
 class StoreBody(Struct, forbid_unknown_fields=True, frozen=True):
     """A memory to store. Tags left out keep the stored tags; every other field left out takes its default.
     `id` may repeat the one in the path; on POST it may be left out, and the node makes a UUIDv7."""
@@ -30,6 +41,7 @@ class StoreBody(Struct, forbid_unknown_fields=True, frozen=True):
     ttl_seconds: int | None = None
     pinned: bool = False
     expected_version: str | None = None
+    guard: Guards = ()
 
 
 class PatchBody(Struct, forbid_unknown_fields=True, frozen=True):
@@ -43,6 +55,7 @@ class PatchBody(Struct, forbid_unknown_fields=True, frozen=True):
     ttl_seconds: int | UnsetType | None = UNSET
     pinned: bool | UnsetType = UNSET
     expected_version: str | None = None
+    guard: Guards = ()
 
 
 class PutLine(StoreBody, tag_field="op", tag="put", forbid_unknown_fields=True, frozen=True):

@@ -36,6 +36,7 @@ class Call:
         "body_msgpack",
         "headers",
         "heads",
+        "key",
         "msgpack",
         "now",
         "params",
@@ -48,6 +49,8 @@ class Call:
         self.request_id = request_id
         self.heads = heads
         self.now = now
+        self.key: str | None = None
+        """The name of the API key; None where there are none."""
         self.msgpack = False
         self.body_msgpack = False
         self.params: tuple[str, ...] = ()

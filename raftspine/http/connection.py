@@ -18,9 +18,14 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache, partial
 from typing import Any, Final, cast
 
+import structlog
+
 from raftspine.http.intake import Request, too_large
-from raftspine.http.reply import HIGH_WATER, Reply
+from raftspine.http.reply import HIGH_WATER, SLOW_SECONDS, Reply, Slow, Stream
 from raftspine.services import eager
+from raftspine.services.deadlines import Late, within
+
+_log = structlog.get_logger(__name__)
 
 HEAD_BYTES: Final = 8190
 """A longer request line and headers are aiohttp's to refuse."""
@@ -141,6 +146,9 @@ class Connection(asyncio.Protocol):
         self._idle: TimerHandle | None = None
         self._hurry: TimerHandle | None = None
         self._held_back = False
+        self._streaming: asyncio.Task[Reply] | None = None
+        self._full: Future[None] | None = None
+        """There while the client has much to read."""
 
     # ── its life ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -156,6 +164,9 @@ class Connection(asyncio.Protocol):
         self._let_go()
         self._transport = None
         self._waiting = b""
+        self.resume_writing()
+        if self._streaming is not None:
+            self._streaming.cancel()
 
     def _let_go(self) -> None:
         self._open.pop(self, None)
@@ -227,7 +238,9 @@ class Connection(asyncio.Protocol):
                 replied.add_done_callback(partial(self._answered, request))
                 self._keep(data)
                 return
-            self._write(request, replied)
+            if self._write(request, replied):
+                self._keep(data)
+                return
             if self._transport is not None and self._transport.get_write_buffer_size() > HIGH_WATER:
                 self._hand_over(data)  # who does not read what was asked for is waited for there
                 return
@@ -243,7 +256,8 @@ class Connection(asyncio.Protocol):
 
     def _answered(self, request: PlainRequest, replied: "Future[Reply]") -> None:
         self._under_way = None
-        self._write(request, replied)
+        if self._write(request, replied):
+            return
         data, self._waiting = self._waiting, b""
         if self._held_back and self._transport is not None:
             self._held_back = False
@@ -251,14 +265,61 @@ class Connection(asyncio.Protocol):
         if data:
             self._take(data)
 
-    def _write(self, request: PlainRequest, replied: "Future[Reply]") -> None:
+    def _write(self, request: PlainRequest, replied: "Future[Reply]") -> bool:
+        """Whether a stream has begun, behind which nothing comes any more."""
         transport = self._transport
         if transport is None or transport.is_closing() or replied.cancelled():
-            return
+            return False
         reply = replied.result()
         transport.write(reply.wire(alive=not reply.closes, head_only=request.method == "HEAD"))
+        if isinstance(reply, Stream) and request.method != "HEAD":
+            self._under_way = self._streaming = self._loop.create_task(self._stream(reply))
+            self._streaming.add_done_callback(self._streamed)
+            return True
         if reply.closes:
             transport.close()
+        return False
+
+    # ── streams ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _stream(self, reply: Stream) -> Reply:
+        await reply.send(self)
+        return reply
+
+    def _streamed(self, ended: "Future[Reply]") -> None:
+        self._under_way = self._streaming = None
+        transport = self._transport
+        if transport is None:
+            return
+        error = None if ended.cancelled() else ended.exception()
+        if isinstance(error, Slow):
+            _log.info("a client does not read its stream; cut off")
+            transport.abort()
+            return
+        if error is not None and not isinstance(error, ConnectionResetError):
+            _log.error("a stream failed", exc_info=error)
+        transport.close()
+
+    def write(self, data: bytes) -> None:
+        if self._transport is None:
+            raise ConnectionResetError("the client closed the connection")
+        self._transport.write(data)
+
+    async def drain(self) -> None:
+        if self._full is None:
+            return
+        try:
+            await within(self._full, SLOW_SECONDS, self._loop)
+        except Late:
+            raise Slow from None
+
+    def pause_writing(self) -> None:
+        self._full = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        full, self._full = self._full, None
+        if full is not None and not full.done():
+            full.set_result(None)
 
     # ── the other road ───────────────────────────────────────────────────────────────────────────────────────
 

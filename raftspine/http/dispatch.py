@@ -13,7 +13,7 @@ from msgspec import Struct
 from raftspine.errors import NotFound
 from raftspine.http.parse import segment
 from raftspine.http.problems import MethodNotAllowed
-from raftspine.http.routes import Route
+from raftspine.http.route import Route
 
 HOT = "/v1/memories/"
 

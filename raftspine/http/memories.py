@@ -140,6 +140,7 @@ class MemoryHandlers:
         draft = self._draft(body, ask.agent_id)
         if not ask.agent_id:
             ask.agent_id = body.agent_id
+        ask.guards = parse.guards(call.headers, body.guard)
         return ask, draft, parse.expectation(call.headers, body.expected_version)
 
     def _ask(self, call: Call) -> Ask:
@@ -204,6 +205,7 @@ class MemoryHandlers:
         body: PatchBody = call.body
         change = self._change(body)
         ask = self._ask(call)
+        ask.guards = parse.guards(call.headers, body.guard)
         expect = parse.expectation(call.headers, body.expected_version)
         return self._stored(call, await self._memories.patch(ask, id, change, expect))
 
@@ -224,6 +226,7 @@ class MemoryHandlers:
         check_id(id, self._limits)
         query: DeleteQuery = call.query
         ask = self._ask(call)
+        ask.guards = parse.guards(call.headers)
         expect = parse.expectation(call.headers, query.expected_version)
         return call.empty(204, answer_lines(await self._memories.delete(ask, id, expect)))
 
@@ -272,6 +275,7 @@ class MemoryHandlers:
                 details={"field": "$.ops", "limit": self._limits.batch_ops},
             )
         ask = self._ask(call)
+        ask.guards = parse.guards(call.headers)
         parsed = [self._line(call, raw, at, ask) for at, raw in enumerate(body.ops)]
         good = [line for line in parsed if isinstance(line, BatchOp)]
         outcomes = iter(await self._memories.batch(ask, good) if good else ())
@@ -299,7 +303,7 @@ class MemoryHandlers:
         expect = parse.expectation({}, line.expected_version)
         if isinstance(line, DeleteLine):
             return BatchOp("delete", id, None, expect)
-        return BatchOp("put", id, self._draft(line, ask.agent_id), expect)
+        return BatchOp("put", id, self._draft(line, ask.agent_id), expect, parse.guards({}, line.guard))
 
     def _result(self, call: Call, outcome: Answer | SpineError) -> BatchResult:
         if isinstance(outcome, SpineError):

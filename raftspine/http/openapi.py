@@ -15,7 +15,7 @@ from msgspec import Struct
 from raftspine.http.auth import Access
 from raftspine.http.bodies import BatchBody, BatchShape
 from raftspine.http.problems import RETRY_AFTER_MS, Problem
-from raftspine.http.routes import COMMON, PROTECTED, Route
+from raftspine.http.route import COMMON, PROTECTED, Route
 from raftspine.model import Model
 
 Json = dict[str, Any]
@@ -146,12 +146,12 @@ def _query_parameters(query: type[Struct]) -> list[Json]:
 
 def _header_parameters(route: Route) -> list[Json]:
     if "consistency" not in route.query.__struct_fields__:
-        return []
+        return [{"$ref": f"#/components/parameters/{name}"} for name in route.headers]
     names = ["X-Agent-Id", "X-Spine-Consistency", "X-Spine-Session", "X-Spine-Max-Wait-Ms"]
     if route.access is Access.WRITE:
         names += ["Idempotency-Key", "X-Spine-Attempt"]
     if route.conditional:
-        names += ["If-Match", "If-None-Match"]
+        names += ["If-Match", "If-None-Match", "X-Spine-Fencing"]
     return [{"$ref": f"#/components/parameters/{name}"} for name in names]
 
 
@@ -169,6 +169,8 @@ def _parameters() -> Json:
             {"type": "string", "pattern": "^[!-~]{1,255}$"},
         ),
         "X-Spine-Attempt": ("1: this Idempotency-Key was never sent before.", _TEXT),
+        "X-Spine-Fencing": ("lock=token: locks whose tokens must be current for this write, with commas.", _TEXT),
+        "Last-Event-ID": ("Go on behind this token, as `since` says too.", _TEXT),
         "If-Match": ("Only when the stored version is this one; *: only when there is one.", _TEXT),
         "If-None-Match": ("*: only when there is none.", _TEXT),
     }

@@ -5,7 +5,7 @@ Headers of clients end up in replies and logs, so each is held to visible ASCII 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -13,8 +13,10 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
+from raftspine.core.ledger.memory_commands import Guard
 from raftspine.core.limits import Limits, check_agent
 from raftspine.errors import InvalidRequest, Malformed, SpineError
+from raftspine.http import bodies
 from raftspine.http.problems import UnsupportedMedia
 from raftspine.model import Model
 from raftspine.services.values import ANYTHING, Ask, Expect
@@ -33,6 +35,7 @@ CONSISTENCY = "x-spine-consistency"
 SESSION = "x-spine-session"
 MAX_WAIT = "x-spine-max-wait-ms"
 ATTEMPT = "x-spine-attempt"
+FENCING = "x-spine-fencing"
 
 MAX_WAIT_MS = 60_000
 MAX_QUERY_FIELDS = 32
@@ -79,6 +82,19 @@ def ask(headers: Headers, consistency: str | None, limits: Limits) -> Ask:
         key,
         get(ATTEMPT) == "1",
     )
+
+
+def guards(headers: Headers, body: "Iterable[bodies.Guard]" = ()) -> tuple[Guard, ...]:
+    """The guards of a write, from the header `X-Spine-Fencing: lock=token` (several separated by commas; names
+    percent-encoded where they hold one) and from the body. Raises InvalidRequest."""
+    found = [Guard(guard.lock, guard.token, guard.space) for guard in body]
+    text = headers.get(FENCING)
+    for part in text.split(",") if text else ():
+        lock, equals, token = part.strip().rpartition("=")
+        if not (equals and lock and token.isascii() and token.isdigit() and 0 < int(token[:17]) <= 1 << 53):
+            raise InvalidRequest("lock=token, a lock's name and its fencing token", field="X-Spine-Fencing")
+        found.append(Guard(segment(lock), int(token)))
+    return tuple(found)
 
 
 def check_idempotency_key(key: str, field: str) -> None:

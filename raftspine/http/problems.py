@@ -16,6 +16,7 @@ from msgspec import Struct
 from raftspine.errors import (
     Conflict,
     Forbidden,
+    Gone,
     InvalidRequest,
     Malformed,
     Misdirected,
@@ -51,6 +52,7 @@ STATUS: dict[type[SpineError], int] = {
     NotFound: 404,
     MethodNotAllowed: 405,
     Conflict: 409,
+    Gone: 410,
     PreconditionFailed: 412,
     TooLarge: 413,
     UnsupportedMedia: 415,

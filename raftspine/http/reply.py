@@ -10,8 +10,11 @@ are client text that parse.py has restricted to visible ASCII. Without that rule
 for response splitting.
 """
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from http import HTTPStatus
+from typing import Protocol
 
 from aiohttp import web
 
@@ -22,6 +25,8 @@ MSGPACK = "application/msgpack"
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 _BODILESS = frozenset({204, 304})
+SLOW_SECONDS = 10.0
+"""How long a stream waits for its client to read before it is cut off."""
 HIGH_WATER = 64 * 1024
 """Bytes waiting in a connection above which its next reply waits for the client to read."""
 
@@ -83,6 +88,61 @@ class Reply(web.StreamResponse):
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to write."""
+
+
+class Slow(Exception):
+    """The client does not read what it asked for."""
+
+
+class Sink(Protocol):
+    """Where a stream goes. `drain` waits until the client has read most of it: Slow when it does not,
+    ConnectionResetError when it is gone."""
+
+    def write(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+
+
+class Stream(Reply):
+    """A reply whose body is made while it is sent, and ends with the connection. `send` writes it to the sink it is
+    given and returns at its end."""
+
+    def __init__(self, status: int, head: str, send: Callable[[Sink], Awaitable[None]]) -> None:
+        super().__init__(status, head, close=True)
+        self.send = send
+        self._request: web.BaseRequest | None = None
+
+    def wire(self, *, alive: bool, head_only: bool = False, say_alive: bool = False) -> bytes:
+        """The head alone: how long the body will be nobody knows, so it ends with the connection."""
+        return f"{_STATUS_LINES[self.code]}{self.head}Connection: close\r\n\r\n".encode()
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        await super().prepare(request)
+        self._alive = False
+        self._request = request
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        request = self._request
+        if request is not None and request.method != "HEAD":
+            await self.send(_ForeignSink(request))
+
+
+class _ForeignSink:
+    """A sink for a connection that is aiohttp's."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+
+    def write(self, data: bytes) -> None:
+        transport = self._request.transport
+        if transport is None:
+            raise ConnectionResetError("the client closed the connection")
+        transport.write(data)
+
+    async def drain(self) -> None:
+        try:
+            await asyncio.wait_for(self._request.writer.drain(), SLOW_SECONDS)
+        except TimeoutError:
+            raise Slow from None
 
 
 class Heads:

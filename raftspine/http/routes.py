@@ -6,8 +6,6 @@ in one place, models in another and documentation in a third, the three drift ap
 `errors` lists the codes a client has to expect of a route beyond those every route may answer (COMMON).
 """
 
-from collections.abc import Awaitable, Callable
-
 from msgspec import Struct
 
 from raftspine.http.auth import Access
@@ -19,7 +17,6 @@ from raftspine.http.bodies import (
     ListParams,
     LostWrites,
     ModelQuery,
-    NoQuery,
     PatchBody,
     Ready,
     Record,
@@ -28,37 +25,15 @@ from raftspine.http.bodies import (
     RouteQuery,
     StoreBody,
 )
-from raftspine.http.call import Call
 from raftspine.http.cluster import ClusterHandlers
 from raftspine.http.memories import MemoryHandlers
-from raftspine.http.reply import Reply
+from raftspine.http.route import Handler, Route
 from raftspine.model import Table
 from raftspine.services.values import Explained, RequestStatus
 
-Handler = Callable[[Call], Awaitable[Reply]]
-
-COMMON = (400, 422, 500)
-PROTECTED = (401, 403)
 READ = (404, 503)
 LOOK = (503,)
 WRITE = (409, 412, 413, 415, 421, 429, 503, 504, 507)
-
-
-class Route(Struct, frozen=True, kw_only=True):
-    """One line of the table. `replies` maps each success status to the Struct of its body, to None for no
-    body, or to a media type's name for text. `large`: the body may have the size of a batch."""
-
-    method: str
-    path: str
-    handler: Handler
-    access: Access
-    summary: str
-    replies: dict[int, type[Struct] | type[dict] | str | None]  # type: ignore[type-arg]
-    query: type[Struct] = NoQuery
-    body: type[Struct] | None = None
-    large: bool = False
-    errors: tuple[int, ...] = ()
-    conditional: bool = False
 
 
 def table(memories: MemoryHandlers, cluster: ClusterHandlers) -> tuple[Route, ...]:

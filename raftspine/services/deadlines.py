@@ -14,6 +14,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+LEAST_SECONDS = 0.001
+"""The shortest wait for news. Who waits for what is left of a deadline on a clock that runs a little slower than the
+loop's would else wait for ever less, and in the end not at all, in a loop that never yields to time."""
+
+
 class Late(Exception):
     """The deadline passed first. Never leaves the services: it is turned into Unavailable or Unknown there."""
 
@@ -62,7 +67,7 @@ class Bell:
         if waiter is None:
             waiter = self.next(loop)
         try:
-            await within(waiter, seconds, loop)
+            await within(waiter, max(seconds, LEAST_SECONDS), loop)
         except Late:
             return False
         finally:

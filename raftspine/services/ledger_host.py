@@ -92,7 +92,9 @@ META_STATE = keys.ledger(META_GROUP, "cluster", "table")
 class LedgerHost:
     """`ports.StateMachine` for all groups of a node, the meta group included.
 
-    One result per command: `(outcome, log index)`. `on_table` hears of each table the meta group decides.
+    One result per command: `(outcome, log index)`. `on_table` hears of each table the meta group decides, `on_rows`
+    of the rows of coordination that an entry has written, once they are staged, `on_install` of a group whose state
+    was replaced.
     """
 
     def __init__(
@@ -102,9 +104,13 @@ class LedgerHost:
         *,
         on_table: Callable[[Table], Any],
         passed: CrashPoint = nowhere,
+        on_rows: Callable[[GroupId, Sequence[SetRow]], None] | None = None,
+        on_install: Callable[[GroupId], None] | None = None,
     ) -> None:
         self._engine = engine
         self._passed = passed
+        self.on_rows = on_rows
+        self.on_install = on_install
         self._marks: dict[GroupId, list[Mark]] = {}
         self._ring = ring
         self._on_table = on_table
@@ -144,11 +150,12 @@ class LedgerHost:
         time_ms = max(time_ms, before.time_ms)
         rows: list[Row]
         done: list[bytes]
+        written: list[SetRow] = []
         if group == META_GROUP:
             results, rows = self._apply_meta(at.index, commands)
             done = [data or b"" for _, data in rows]
         else:
-            results, rows, done = self._apply_shard(group, at, time_ms, commands)
+            results, rows, done = self._apply_shard(group, at, time_ms, commands, written)
         chain = ledger_chain.advance(before.chain, before.at.index, at.index, done)
         rows.append(memories.applied_row(group, at, time_ms, chain))
         self._engine.stage(rows)
@@ -157,10 +164,12 @@ class LedgerHost:
             self._keep(group, chain.mark)
         if group == META_GROUP and results and results[-1][0].table is not None:
             self._on_table(results[-1][0].table)
+        if written and self.on_rows is not None:
+            self.on_rows(group, written)
         return results
 
     def _apply_shard(
-        self, group: GroupId, at: Position, time_ms: int, entry: Sequence[bytes]
+        self, group: GroupId, at: Position, time_ms: int, entry: Sequence[bytes], written: list[SetRow]
     ) -> tuple[list[Any], list[Row], list[bytes]]:
         """Results, rows to store, and what of it all replicas must have done alike."""
         decoded = [commands.decode(command) for command in entry]
@@ -173,6 +182,7 @@ class LedgerHost:
             batch.done.append(outcome.status.encode())
             results.append((outcome, index))
         rows = batch.finish()
+        written += batch.written
         return results, rows, batch.done
 
     def _apply_meta(self, index: int, entry: Sequence[bytes]) -> tuple[list[Any], list[Row]]:
@@ -214,6 +224,8 @@ class LedgerHost:
                 self._ring.shadow(group, codec.decode_strong(data))
         self._applied[group] = load_applied(self._engine, group)
         self._marks.pop(group, None)
+        if self.on_install is not None:
+            self.on_install(group)
         if group == META_GROUP and (table := load_meta(self._engine)) is not None:
             self._on_table(table)  # in this batch too: by the next turn the store may refuse
         self._passed("snapshot:switching")
@@ -309,6 +321,7 @@ class _Batch(Overlay):
         self._group = group
         self._changed: list[Row] = []
         self._counted: dict[str, int] = {}
+        self.written: list[SetRow] = []
         self.done: list[bytes] = []
         """What goes into the chain: rows that all replicas store alike, versions given to the ring, outcomes."""
 
@@ -334,6 +347,7 @@ class _Batch(Overlay):
             elif isinstance(effect, SetRow):
                 key = keys.ledger_table(self._group, effect.table) + effect.key
                 self._changed.append((key, effect.value))
+                self.written.append(effect)
                 self.done += key, effect.value or _GONE
             elif isinstance(effect, SetRequest):
                 data = encode_request(effect.row)

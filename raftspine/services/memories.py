@@ -16,15 +16,17 @@ from uuid import UUID  # noqa: TID251 - the format only: chance comes from Entro
 
 from msgspec import UNSET, structs
 
+from raftspine.core.partition import coordination_key, group_of
 from raftspine.core.routing import Router
 from raftspine.core.session import Token
-from raftspine.errors import Misdirected, NotFound, SpineError, Unavailable
+from raftspine.errors import InvalidRequest, Misdirected, NotFound, SpineError, Unavailable
 from raftspine.model import GroupId, Model, Path, StrongRecord
 from raftspine.ports import Clock, Entropy, ReplicatedLog
 from raftspine.services.answers import Answers
 from raftspine.services.forward import Forwarder
 from raftspine.services.listing import Listing
 from raftspine.services.locate import Locator
+from raftspine.services.pictures import Pictures
 from raftspine.services.promotion import ATTEMPTS, Promotion, changing
 from raftspine.services.replica import Promoted, RingReplica
 from raftspine.services.requests import Requests, digest_of
@@ -74,6 +76,7 @@ class Memories:
         listing: Listing,
         locator: Locator,
         forwarder: Forwarder,
+        pictures: Pictures,
         clock: Clock,
         entropy: Entropy,
         strong_timeout_ms: int,
@@ -94,12 +97,9 @@ class Memories:
         self._entropy = entropy
         self._answers = Answers(router, sessions)
         self._promotion = Promotion(
-            replica=replica,
-            ring=ring,
+            pictures=pictures,
             strong=strong,
-            log=log,
             sessions=sessions,
-            clock=clock,
             timeout_ms=strong_timeout_ms,
         )
         self._writes = Writes(
@@ -121,6 +121,7 @@ class Memories:
         """Store a memory, replacing what is there. Raises the errors of the path that keeps it."""
         tags = () if draft.tags is UNSET else draft.tags
         group = await self._locate(ask, id, draft.agent_id or ask.agent_id, tags)
+        self._check_guards(ask, group)
         if not self._replica.serves(group):
             return await self._forwarder.put(group, ask, id, draft, expect)
         try:
@@ -131,6 +132,7 @@ class Memories:
     async def patch(self, ask: Ask, id: str, patch: Patch, expect: Expect) -> Answer:
         """Change some fields of a memory. Raises NotFound."""
         group = await self._locate(ask, id, ask.agent_id, ())
+        self._check_guards(ask, group)
         if not self._replica.serves(group):
             return await self._forwarder.patch(group, ask, id, patch, expect)
         try:
@@ -141,6 +143,7 @@ class Memories:
     async def delete(self, ask: Ask, id: str, expect: Expect) -> Answer:
         """Delete a memory; deleting what is absent is done already."""
         group = await self._locate(ask, id, ask.agent_id, ())
+        self._check_guards(ask, group)
         if not self._replica.serves(group):
             return await self._forwarder.delete(group, ask, id, expect)
         try:
@@ -267,6 +270,8 @@ class Memories:
                 ask = structs.replace(ask, token=before.result().token)
         if op.op == "get":
             return await self.get(ask, op.id)
+        if op.guards:
+            ask = structs.replace(ask, guards=(*ask.guards, *op.guards))
         if op.op == "delete":
             return await self.delete(ask, op.id, op.expect)
         assert op.draft is not None, "a put carries a draft"
@@ -355,6 +360,20 @@ class Memories:
         if self._topology.strategy == "id":
             return self._topology.group_of(id, agent_id, tags)
         return await self._locator.find(id, agent_id, tags)
+
+    def _check_guards(self, ask: Ask, group: GroupId) -> None:
+        """The log can only judge the tokens of its own locks. Raises InvalidRequest(`cross_group`)."""
+        for guard in ask.guards:
+            theirs = group_of(coordination_key(guard.lock), len(self._topology.group_ids()))
+            if theirs != group:
+                raise InvalidRequest(
+                    f"guard: the lock {guard.lock!r} lies in another shard group than the memory; a lock named "
+                    "{<memory id>}/… lies beside it",
+                    field="guard",
+                    code="cross_group",
+                    lock=guard.lock,
+                    groups={"memory": group, "lock": theirs},
+                )
 
     def _live_strong(self, group: GroupId, id: str) -> StrongRecord | None:
         record = self._replica.strong(group, id)

@@ -22,6 +22,13 @@ from raftspine.services.telemetry import Telemetry
 from raftspine.services.topology import Topology
 
 
+class Coordinated(Protocol):
+    """What coordination counts (coordination/service.py): text and value by name."""
+
+    def gauges(self) -> dict[str, tuple[str, float]]: ...
+    def counters(self) -> dict[str, tuple[str, float]]: ...
+
+
 class SnapshotTraffic(Protocol):
     """What Raft snapshots have cost this node since it started."""
 
@@ -50,6 +57,7 @@ class Overview:
         engine: Engine,
         hlc: Hlc,
         telemetry: Telemetry,
+        coordination: Coordinated,
         link_counters: Callable[[], Mapping[str, int]],
         traffic: SnapshotTraffic,
         divergences: Callable[[], int],
@@ -68,6 +76,7 @@ class Overview:
         self._engine = engine
         self._hlc = hlc
         self._telemetry = telemetry
+        self._coordination = coordination
         self._link_counters = link_counters
         self._traffic = traffic
         self._divergences = divergences
@@ -165,6 +174,10 @@ class Overview:
             "conflicts_total": self._replica.conflicts_total,
             "store_used_ratio": round(self._engine.used_ratio(), 4),
             "partition_skew_ratio": self.partition_skew(),
+            "coordination": {
+                name.removeprefix("spine_"): value
+                for name, (_, value) in {**self._coordination.gauges(), **self._coordination.counters()}.items()
+            },
         }
 
     def metrics(self) -> bytes:
@@ -202,6 +215,7 @@ class Overview:
             "spine_hlc_drift_ms": ("How far the hybrid clock runs ahead of the wall clock.", self._hlc.drift_ms),
             "spine_ring_inflight": ("Ring writes waiting for their quorum.", self._fanout.inflight),
             "spine_topology_epoch": ("Epoch of the table in force.", self._topology.epoch),
+            **self._coordination.gauges(),
         }
 
     def counters(self) -> dict[str, tuple[str, float]]:
@@ -219,6 +233,7 @@ class Overview:
             "spine_raft_divergence": ("Replicas found to differ from others.", self._divergences()),
             "spine_full_syncs": ("Shard groups taken whole from a peer.", self._catchup.full_syncs_total),
             "spine_push_refused": ("Ring writes refused by this replica.", self._catchup.refused_total),
+            **self._coordination.counters(),
             **{
                 f"spine_link_{name}": (f"Links to peers: {name.replace('_', ' ')}.", value)
                 for name, value in self._link_counters().items()

@@ -17,6 +17,8 @@ from raftspine.ports import LogStatus
 
 LATENCY_BUCKETS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.012, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
+WAIT_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0)
+
 
 class Figures(Protocol):
     """What the node can be asked for when metrics are collected."""
@@ -48,6 +50,12 @@ class Telemetry:
             "Time that a sync of one of the node's logs took.",
             ("log",),
             buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self.lock_wait_seconds = Histogram(
+            "spine_lock_wait_seconds",
+            "Time that an acquire waited for its lock, granted or not.",
+            buckets=WAIT_BUCKETS,
             registry=self.registry,
         )
         self._answered: dict[tuple[str, str, int], _Answered] = {}

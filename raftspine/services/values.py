@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
+from raftspine.core.ledger.memory_commands import Guard
 from raftspine.model import GroupId, Memory, Model, NodeId, Path
 
 
@@ -16,7 +17,8 @@ class Ask(Struct):
 
     `token` is the session token as received (text). `consistency` is the model asked for, or None.
     `first_attempt` says the client has never sent this Idempotency-Key before, which spares a look-up at peers.
-    `group` is set by a node that forwards: the shard group it found; whoever receives it serves it or refuses.
+    `guards`: locks whose tokens must be current for a write to happen. `group` is set by a node that forwards: the
+    shard group it found; whoever receives it serves it or refuses.
     """
 
     agent_id: str = ""
@@ -26,6 +28,7 @@ class Ask(Struct):
     idempotency_key: str | None = None
     first_attempt: bool = False
     group: int | None = None
+    guards: tuple[Guard, ...] = ()
 
 
 class Draft(Struct):
@@ -155,3 +158,4 @@ class BatchOp(Struct, frozen=True):
     id: str
     draft: Draft | None = None
     expect: Expect = ANYTHING
+    guards: tuple[Guard, ...] = ()

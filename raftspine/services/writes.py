@@ -16,7 +16,7 @@ from raftspine.core.hlc import ms_of
 from raftspine.core.ledger.commands import Condition, DeleteMemory, PatchMemory, PutMemory
 from raftspine.core.routing import Router
 from raftspine.core.session import Token
-from raftspine.errors import NotFound, Unavailable
+from raftspine.errors import InvalidRequest, NotFound, Unavailable
 from raftspine.model import GroupId, Memory, Model, Path, RingRecord
 from raftspine.ports import Clock, ReplicatedLog
 from raftspine.services import compose
@@ -74,6 +74,7 @@ class Writes:
         if strong is not None or decision.path is Path.STRONG:
             command = self._put_command(ask, id, draft, expect, tags, request, demote=decision.path is Path.RING)
             return await self._promotion.propose(token, group, command, expect, decision.model)
+        _refuse_guards(ask)
         advisory = expect.version is not None or expect.absent
         if advisory:
             old = await self._ring.merged(group, id)
@@ -128,6 +129,7 @@ class Writes:
             fingerprint=request[DIGEST_BYTES:],
             agent=ask.agent_id,
             demote=demote,
+            guards=ask.guards,
         )
 
     # ── changing ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -144,6 +146,7 @@ class Writes:
         if self._replica.strong(group, id) is not None or decision.path is Path.STRONG:
             command = self._patch_command(ask, id, patch, expect, request, demote=decision.path is Path.RING)
             return await self._promotion.propose(token, group, command, expect, decision.model)
+        _refuse_guards(ask)
         check(expect, old, self._clock.wall_ms())
 
         def make(base: RingRecord | None, stamp: int) -> Memory:
@@ -204,6 +207,7 @@ class Writes:
             fingerprint=request[DIGEST_BYTES:],
             agent=ask.agent_id,
             demote=demote,
+            guards=ask.guards,
         )
 
     # ── deleting ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -224,8 +228,10 @@ class Writes:
                 request=request[:DIGEST_BYTES],
                 fingerprint=request[DIGEST_BYTES:],
                 agent=ask.agent_id,
+                guards=ask.guards,
             )
             return await self._promotion.propose(token, group, command, expect, Model.STRONG)
+        _refuse_guards(ask)
         check(expect, old, self._clock.wall_ms())
         winner = shown(old, self._clock.wall_ms())
         model = self._router.write(winner.memory.tags if winner and winner.memory else (), None).model
@@ -260,6 +266,16 @@ class Writes:
         if shown(old, self._clock.wall_ms()) is None:
             await self._strong.barrier(group, max(ask.max_wait_ms, 1))
         return old, False
+
+
+def _refuse_guards(ask: Ask) -> None:
+    """The ring has no order of events in which a token could be current. Raises InvalidRequest."""
+    if ask.guards:
+        raise InvalidRequest(
+            "guard: this memory lives on the ring, which cannot check fencing tokens; give it a tag that demands the "
+            "strong path, or write it in a transaction",
+            field="guard",
+        )
 
 
 def _tags(draft: Draft, stored: Memory | None) -> tuple[str, ...]:

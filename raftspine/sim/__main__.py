@@ -14,7 +14,7 @@ from raftspine.ports import Clock
 from raftspine.sim import faults, plan, shrink
 from raftspine.sim.mutants import MUTANTS, mutated
 from raftspine.sim.plan import Plan
-from raftspine.sim.run import Violation, play_plan
+from raftspine.sim.run import LOADS, Violation, play_plan
 from raftspine.sim.soak import Job, soak
 from raftspine.system import SystemClock
 
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="nodes of the cluster; else 1, 3 or 5 by the seed",
     )
+    add("--load", choices=sorted(LOADS), default="memories", help="what the clients do (memories)")
     add("--faults", metavar="NAME,…", help="only these faults (--list names them)")
     add("--plan", metavar="JSON|FILE", help="replay this plan, as a failing run printed it")
     add("--mutant", metavar="NAME", help="run with this bug put into the code (--list names them)")
@@ -112,7 +113,7 @@ def _plans(args: argparse.Namespace) -> Iterator[Plan]:
         return
     kinds, seconds = faults.kinds(args.faults), _seconds(args, 20.0)
     for seed in range(args.seed, args.seed + (args.seeds or 1)):
-        yield plan.draw(seed, seconds, kinds, nodes=args.nodes)
+        yield plan.draw(seed, seconds, kinds, nodes=args.nodes, load=args.load)
 
 
 def _tell(args: argparse.Namespace, drawn: Plan, violation: Violation) -> None:
@@ -136,7 +137,7 @@ def _soak(args: argparse.Namespace, clock: Clock) -> int:
     total = args.seeds or (None if lasts else SOAK_SEEDS)
     seeds = count(args.seed) if total is None else iter(range(args.seed, args.seed + total))
     faults.kinds(args.faults)  # a wrong name is to be told here, not by every worker
-    job = Job(_seconds(args, SOAK_SECONDS), args.nodes, args.faults, args.mutant)
+    job = Job(_seconds(args, SOAK_SECONDS), args.nodes, args.faults, args.mutant, args.load)
     print(f"seeds from {args.seed}, {job.seconds:g} virtual seconds each", flush=True)  # noqa: T201
     until = float("inf") if lasts is None else clock.monotonic() + lasts
     failed = soak(seeds, job, jobs=args.jobs, clock=clock, until=until, total=total, found=Path(args.found))

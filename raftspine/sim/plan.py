@@ -35,7 +35,8 @@ class Strike(Struct, frozen=True, omit_defaults=True):
 class Plan(Struct, frozen=True):
     """Everything about a run that is decided beforehand. `slow`: links as between continents. `short_logs`: so
     short that a node that was away comes back by a snapshot. `stragglers`: share of
-    messages that wait for a retransmission. `pace`: how hurried the clients are, 1 as drawn; 0 is no load at all."""
+    messages that wait for a retransmission. `pace`: how hurried the clients are, 1 as drawn; 0 is no load at all.
+    `load`: what the clients do (run.LOADS)."""
 
     seed: int
     seconds: float
@@ -49,6 +50,7 @@ class Plan(Struct, frozen=True):
     stragglers: float
     strikes: tuple[Strike, ...]
     pace: float = 1.0
+    load: str = "memories"
 
     def weather(self) -> Weather:
         delay = (0.0003, 0.03) if self.slow else (0.0003, 0.003)
@@ -81,7 +83,9 @@ class Kind(Struct, frozen=True):
     nodes: int = 1
 
 
-def draw(seed: int, seconds: float, kinds: tuple[Kind, ...], *, nodes: int | None = None) -> Plan:
+def draw(
+    seed: int, seconds: float, kinds: tuple[Kind, ...], *, nodes: int | None = None, load: str = "memories"
+) -> Plan:
     """The plan of a seed. `kinds`: the faults to choose from; `nodes`: the cluster's size, drawn when None."""
     dice = Dice(seed)
     drawn_size = dice.choice(SIZES)
@@ -104,6 +108,7 @@ def draw(seed: int, seconds: float, kinds: tuple[Kind, ...], *, nodes: int | Non
         short_logs=short_logs,
         stragglers=0.01 if slow else dice.choice((0.0, 0.001, 0.003)),
         strikes=tuple(_strikes(dice, seconds, chosen)),
+        load=load,
     )
 
 

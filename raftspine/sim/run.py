@@ -24,7 +24,7 @@ from raftspine import codec
 from raftspine.cluster.raft_types import RaftLimits
 from raftspine.model import GroupId, RingRecord
 from raftspine.node import Node, Sizes
-from raftspine.sim import faults
+from raftspine.sim import coordination, faults
 from raftspine.sim import loop as virtual
 from raftspine.sim.audit import Auditor
 from raftspine.sim.cluster import SimCluster
@@ -67,17 +67,25 @@ class Violation(AssertionError):
         self.at = at
 
 
+LOADS: dict[str, tuple[Callable[[Stage], Load], ...]] = {
+    "memories": (Sessions, Moving, Shared, Counters),
+    "coordination": coordination.LOADS,
+}
+
+
 def play(
     seed: int,
     seconds: float = 20.0,
     *,
     nodes: int | None = None,
     only: str | None = None,
+    load: str = "memories",
     listen: Callable[[str], None] | None = None,
 ) -> Report:
     """Draw a seed's plan and run it. `nodes`: the cluster's size, else drawn; `only`: names of the faults to choose
-    from, comma-separated. Raises Violation, or whatever a node raised where nobody caught it."""
-    return play_plan(draw(seed, seconds, faults.kinds(only), nodes=nodes), listen)
+    from, comma-separated; `load`: what the clients do. Raises Violation, or whatever a node raised where nobody
+    caught it."""
+    return play_plan(draw(seed, seconds, faults.kinds(only), nodes=nodes, load=load), listen)
 
 
 def play_plan(plan: Plan, listen: Callable[[str], None] | None = None) -> Report:
@@ -116,7 +124,7 @@ class _Run:
         self.stage = Stage(self.cluster, self.dice, self.report, self.violation, plan.pace)
         self.scene = Scene(self.cluster, self.violation)
         self.auditor = Auditor(self.cluster, self.stop)
-        kinds = (Sessions, Moving, Shared, Counters) if plan.pace else ()
+        kinds = LOADS[plan.load] if plan.pace else ()
         self.loads: list[Load] = [load(self.stage) for load in kinds]
 
     def violation(self, rule: str, what: str) -> Violation:

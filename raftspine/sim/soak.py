@@ -25,6 +25,7 @@ class Job(NamedTuple):
     nodes: int | None
     only: str | None
     mutant: str | None
+    load: str = "memories"
 
 
 class Ended(NamedTuple):
@@ -41,7 +42,7 @@ def one(seed: int, job: Job) -> Ended:
     """Play one seed, in whatever process. Never raises."""
     try:
         with mutated(job.mutant):
-            report = play(seed, job.seconds, nodes=job.nodes, only=job.only)
+            report = play(seed, job.seconds, nodes=job.nodes, only=job.only, load=job.load)
     except Violation as violation:
         return Ended(seed, violation.rule, str(violation), 0.0, 0)
     except Exception as error:  # noqa: BLE001 (whatever the simulated nodes raise is a finding of this seed)

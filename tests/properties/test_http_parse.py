@@ -16,7 +16,8 @@ from raftspine.http.bodies import BatchLine, ListParams, StoreBody
 from raftspine.http.dispatch import Bound, Router
 from raftspine.http.fake import FakeMemories
 from raftspine.http.memories import MemoryHandlers
-from raftspine.http.routes import Route, _memories
+from raftspine.http.route import Route
+from raftspine.http.routes import _memories
 
 JSON = msgspec.json.Decoder(StoreBody)
 PACKED = msgspec.msgpack.Decoder(StoreBody)

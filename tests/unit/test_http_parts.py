@@ -20,7 +20,8 @@ from raftspine.http.memories import MemoryHandlers
 from raftspine.http.openapi import document
 from raftspine.http.problems import STATUS, MethodNotAllowed, extra_headers, foreign, problem_of, status_of
 from raftspine.http.reply import Heads
-from raftspine.http.routes import Route, table
+from raftspine.http.route import Route
+from raftspine.http.routes import table
 from raftspine.services.values import ANYTHING, Expect
 
 

@@ -50,7 +50,9 @@ V1 = 1
 V2 = 2
 
 FirstFormat: TypeAlias = MemoryCommand | VoidRequest
-SessionCommand: TypeAlias = locks.OpenSession | locks.RenewSession | locks.CloseSession | locks.ExpireSession
+SessionCommand: TypeAlias = (
+    locks.OpenSession | locks.RenewSession | locks.SpreadSession | locks.CloseSession | locks.ExpireSession
+)
 LockCommand: TypeAlias = (
     locks.AcquireLock
     | locks.AcquireAll
@@ -59,6 +61,7 @@ LockCommand: TypeAlias = (
     | locks.ExpireTicket
     | locks.Proclaim
     | locks.RaiseFence
+    | locks.NoteRefusal
 )
 TaskCommand: TypeAlias = (
     tasks.EnqueueTask

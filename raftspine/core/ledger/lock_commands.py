@@ -39,6 +39,16 @@ class RenewSession(Struct, frozen=True, array_like=True, tag="session-renew"):
     agent: str = ""
 
 
+class SpreadSession(Struct, frozen=True, array_like=True, tag="session-spread"):
+    """The session, whose home is this group, is about to be used in another one: remember which."""
+
+    id: str
+    group: int
+    request: bytes = b""
+    fingerprint: bytes = b""
+    agent: str = ""
+
+
 class CloseSession(Struct, frozen=True, array_like=True, tag="session-close"):
     """End a session and give back all it holds, as its holder wished: no lock delay."""
 
@@ -158,6 +168,16 @@ class RaiseFence(Struct, frozen=True, array_like=True, tag="fence-raise"):
 
     resource: str
     token: int
+    request: bytes = b""
+    fingerprint: bytes = b""
+    agent: str = ""
+
+
+class NoteRefusal(Struct, frozen=True, array_like=True, tag="refusal-note"):
+    """`agent`'s key was refused an act that needs a better one."""
+
+    action: str
+    subject: str = ""
     request: bytes = b""
     fingerprint: bytes = b""
     agent: str = ""

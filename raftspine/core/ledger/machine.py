@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raftspine.core.ledger import (
+    access,
     commands,
     elections,
     endings,
@@ -41,6 +42,7 @@ FAMILIES: dict[type, Decide] = {
     commands.VoidRequest: requests.void,
     lock_commands.OpenSession: family(sessions.open),
     lock_commands.RenewSession: family(sessions.renew),
+    lock_commands.SpreadSession: family(sessions.spread),
     lock_commands.CloseSession: family(endings.close),
     lock_commands.ExpireSession: family(endings.expire),
     lock_commands.AcquireLock: family(locks.acquire),
@@ -50,6 +52,7 @@ FAMILIES: dict[type, Decide] = {
     lock_commands.ExpireTicket: family(locks.expire_ticket),
     lock_commands.Proclaim: family(elections.proclaim),
     lock_commands.RaiseFence: family(fence.raise_fence),
+    lock_commands.NoteRefusal: family(access.note),
     lock_commands.Wake: family(wake.wake),
     task_commands.EnqueueTask: family(tasks.enqueue),
     task_commands.ClaimTasks: family(tasks.claim),

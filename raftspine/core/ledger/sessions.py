@@ -14,7 +14,8 @@ The rules:
   expires everything. It closes when its last holding goes.
 
 A session belongs to one shard group. One that is used in several has a row, and a life, in each: the service
-opens and renews them together, and each group decides on its own when it has heard nothing.
+opens and renews them together, and each group decides on its own when it has heard nothing. The row in the group
+its id leads to (its home) says which the others are (`groups`); they are noted before they are used.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from raftspine.core.ledger import limits
-from raftspine.core.ledger.lock_commands import ExpireSession, OpenSession, RenewSession
+from raftspine.core.ledger.lock_commands import ExpireSession, OpenSession, RenewSession, SpreadSession
 from raftspine.core.ledger.outcomes import Outcome, Status
 from raftspine.core.ledger.state import LedgerView
 from raftspine.core.ledger.tables import Table, pack, unpack
@@ -36,7 +37,8 @@ OWN = "~"
 
 class Session(Struct, frozen=True, array_like=True):
     """`number`: unlike that of every other session there ever was, also of the same id. `renewed`: the number of
-    its last command in the log. `held`: rows in its index. `own`: it exists for one lease or claim."""
+    its last command in the log. `held`: rows in its index. `own`: it exists for one lease or claim. `groups`: where
+    else it is used."""
 
     number: int
     renewed: int
@@ -46,6 +48,7 @@ class Session(Struct, frozen=True, array_like=True):
     metadata: dict[str, Any] = {}
     held: int = 0
     own: bool = False
+    groups: tuple[int, ...] = ()
 
 
 class Held(Struct, frozen=True, array_like=True):
@@ -184,6 +187,21 @@ def renew(work: Work, command: RenewSession) -> Outcome:
     if row is None:
         return Outcome(Status.SESSION_GONE, command.id, reason="there is no such session")
     return Outcome(Status.DONE, command.id, result=told(command.id, row))
+
+
+def spread(work: Work, command: SpreadSession) -> Outcome:
+    """`result` as of open, with owner, metadata and known: whether this group was noted before."""
+    row = touch(work, command.id)
+    if row is None:
+        return Outcome(Status.SESSION_GONE, command.id, reason="there is no such session")
+    if wrong := limits.between(command.group, 0, limits.NUMBER, "group"):
+        return invalid(command.id, wrong)
+    known = command.group in row.groups
+    if not known:
+        row = replace(row, groups=(*row.groups, command.group))
+        work.put(SESSIONS, command.id, value=row)
+    result = {**told(command.id, row), "owner": row.owner, "metadata": row.metadata, "known": known}
+    return Outcome(Status.DONE, command.id, result=result)
 
 
 def told(id: str, row: Session) -> dict[str, Any]:
