@@ -161,6 +161,19 @@ def test_a_session_is_one_life_in_several_groups() -> None:
     play(story)
 
 
+def test_a_session_enters_a_group_once_however_many_need_it_there_at_once() -> None:
+    async def story(site: Site) -> None:
+        session = (await site.post("/v1/sessions", {"ttl_seconds": 30})).json["session_id"]
+        names = [f"lock-{n}" for n in range(24)]
+        taken = await asyncio.gather(
+            *(take(site, name, session_id=session, via="abcd"[n % 4]) for n, name in enumerate(names))
+        )
+        assert [lease.status for lease in taken] == [200] * len(names), taken
+        assert len((await site.get(f"/v1/sessions/{session}")).json["holds"]) == len(names)
+
+    play(story, nodes=4, gateways=1)
+
+
 def test_a_session_that_ended_in_one_group_is_over_in_all() -> None:
     async def story(site: Site) -> None:
         session = (await site.post("/v1/sessions", {"ttl_seconds": 30})).json["session_id"]

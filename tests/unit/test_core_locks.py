@@ -226,6 +226,15 @@ def test_many_readers_behind_a_writer_are_granted_over_several_entries(log: Ledg
 # ── sessions ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_a_request_refused_for_want_of_its_session_may_be_repeated(log: LedgerLog) -> None:
+    """So is a session opened in a group: by the first command that needs it there, asked again under the same key."""
+    command = acquire("a", session="s", request=b"key", fingerprint=b"what")
+    assert log.do(command).status is Status.SESSION_GONE
+    log.do(OpenSession("s", TTL))
+    assert log.do(command).status is Status.GRANTED
+    assert log.do(command).status is Status.GRANTED and holders(log) == ["a"]
+
+
 def test_an_expiry_gives_back_all_a_session_had(log: LedgerLog) -> None:
     log.do(OpenSession("s", TTL))
     log.do(acquire("a", "one", session="s"))

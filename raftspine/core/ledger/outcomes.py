@@ -17,7 +17,8 @@ V1 = b"\x01"
 
 
 class Status(StrEnum):
-    """The ends a command can come to. All are decided, i.e. replayed on a retry, but for `ring_behind`."""
+    """The ends a command can come to. All are decided, i.e. replayed on a retry, but for `ring_behind` and
+    `session_gone`."""
 
     CREATED = "created"
     CHANGED = "changed"

@@ -14,8 +14,9 @@ from raftspine.core.ledger.state import Effect, LedgerView, Place, RequestRow, R
 
 REMEMBER_MS = 24 * 3600 * 1000
 
-_UNDECIDED = frozenset((Status.RING_BEHIND,))
-"""Outcomes that ask for the same request again, and so must not be remembered as its answer."""
+_UNDECIDED = frozenset((Status.RING_BEHIND, Status.SESSION_GONE))
+"""Outcomes that ask for the same request again, and so must not be remembered as its answer: a session is opened in a
+group when its first command there is refused."""
 
 
 _DIGEST_BYTES = 64

@@ -6,11 +6,14 @@ result, and a new status in the ledger cannot become a success by omission: `ref
 know.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from raftspine.core.ledger.outcomes import Outcome, Status
 from raftspine.errors import Conflict, Corrupt, Forbidden, InvalidRequest, NotFound, SpineError, Unavailable
+
+_NAMED = re.compile(r"(?!there|it|the)[a-z][a-z_.]*(?= is | holds |: | begins )").match
 
 Make = Callable[[Outcome], SpineError]
 
@@ -20,7 +23,9 @@ def _conflict(code: str) -> Make:
 
 
 def _invalid(outcome: Outcome) -> SpineError:
-    return InvalidRequest(_reason(outcome), **_details(outcome))
+    """The ledger's reasons begin with the name of what is wrong."""
+    named = _NAMED(outcome.reason)
+    return InvalidRequest(_reason(outcome), field=named[0] if named else None, **_details(outcome))
 
 
 def _missing(outcome: Outcome) -> SpineError:

@@ -4,6 +4,7 @@ The rule: what applied rows wake, what leadership starts and what a stopping nod
 so that none of them can be forgotten.
 """
 
+from asyncio import get_running_loop
 from collections.abc import Callable, Sequence
 
 from raftspine.core.ledger.state import SetRow
@@ -64,7 +65,7 @@ class Coordination:
             entropy=entropy,
         )
         self._waits = waits = Waits(door, log, rpc, topology, clock)
-        self.sessions = Sessions(door)
+        self.sessions = Sessions(door, waits)
         self.locks = Locks(door, waits, self.sessions, waited=waited)
         self.fences = Fences(door)
         self.access = Access(door)
@@ -102,6 +103,11 @@ class Coordination:
         return self._figures.counters()
 
     def _observe(self, group: GroupId, rows: Sequence[SetRow]) -> None:
+        """Called while an entry is applied, which nothing of ours may disturb: so in a callback of its own, before
+        anybody hears of the entry's outcome."""
+        get_running_loop().call_soon(self._tell, group, rows)
+
+    def _tell(self, group: GroupId, rows: Sequence[SetRow]) -> None:
         self._keeper.observe(group, rows)
         self._waits.observe(group, rows)
         self.watch.observe(group, rows)

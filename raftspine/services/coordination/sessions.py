@@ -13,20 +13,28 @@ from typing import Any
 from raftspine.core.ledger import sessions as rows
 from raftspine.core.ledger.lock_commands import CloseSession, OpenSession, SpreadSession
 from raftspine.core.ledger.outcomes import Status
+from raftspine.core.ledger.sessions import SESSIONS
+from raftspine.core.ledger.tables import pack
 from raftspine.errors import Conflict, NotFound, SpineError
 from raftspine.model import GroupId
 from raftspine.ports import Clock
 from raftspine.services.coordination.door import Caller, Door, Moment
 from raftspine.services.coordination.refusals import refusal
+from raftspine.services.coordination.waits import Waits
 
+ENTERING_SECONDS = 2.0
+"""How long a session that is noted in its home may take to appear in another group. When it does not, whoever was to
+open it there has failed, or it has ended there: both mean that it is over."""
 SHOWN = 1000
 """Holdings of a session that are listed."""
 
 
 class Sessions:
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, waits: Waits) -> None:
         self._door = door
+        self._waits = waits
         door.answers("session.show", _show)
+        door.answers("session.here", _here)
 
     async def open(
         self, caller: Caller, *, ttl_ms: int, owner: str = "", id: str | None = None, metadata: dict[str, Any]
@@ -86,7 +94,7 @@ class Sessions:
 
     async def enter(self, caller: Caller, session: str, group: GroupId) -> None:
         """Open a session in one more group. Conflict(`lease_not_current`) when it is not open, or has been in that
-        group and has ended there."""
+        group and has ended there. Another request may be about to open it there; that is waited for."""
         door = self._door
         home = door.group(session)
         own = Caller(caller.agent)
@@ -99,6 +107,9 @@ class Sessions:
             raise refused
         told = outcome.result
         if told["known"]:
+            key = pack(session)
+            if await self._waits.until(group, SESSIONS.name, key, "session.here", session, seconds=ENTERING_SECONDS):
+                return
             await self._end(session, (home, group))
             raise ended(session)
         command = OpenSession(session, told["ttl_ms"], told["owner"], told["metadata"])
@@ -137,6 +148,10 @@ def left(clock: Clock, ttl_ms: int, left_ms: int) -> dict[str, Any]:
 
 def ended(session: str) -> SpineError:
     return Conflict("this session is not, or no longer, open", code="lease_not_current", details={"session": session})
+
+
+def _here(moment: Moment, session: str) -> bool | None:
+    return True if rows.read(moment.view, session) is not None else None
 
 
 def _show(moment: Moment, session: str) -> dict[str, Any] | None:
