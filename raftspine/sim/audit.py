@@ -83,16 +83,16 @@ class RaftDisk:
                 before = known.get(group, {}).get(index)
                 if before is not None and before.term == stored.term and self._is_safe(before):
                     entries[index] = stored._replace(safe=True)
-        append = wal.append
+        put = wal._put
 
-        def watched(payload: bytes) -> int:
-            position: int = append(payload)
+        def watched(file: Any, payload: bytes) -> int:
+            position: int = put(file, payload)
             name = wal._segments[-1].name
             end = wal._sizes[name]
             self._note(payload, name, end - len(payload), end)
             return position
 
-        wal.append = watched
+        wal._put = watched
 
     def detach(self) -> None:
         """The life ends: what is not on disk now does not count any more, until the next life finds it there."""

@@ -5,7 +5,8 @@ This one does it on request: at a crash each file keeps its synced part and a ra
 appended since, possibly torn within a record, possibly with a hole of zeros, as page caches leave it. It can
 also be full, slow, or fail; and when a sync has failed, the pages it was for are never written any more, although the
 next sync says that all is well, as Linux does it (Rebello et al., "Can Applications Recover from fsync Failures?",
-2020).
+2020). Sectors are written whole or not at all: of one whose sync failed, what was appended to it later is not there
+either, and all of it is when a later sync writes it again.
 
 `SimDisk` is one node's disk; its directories are `ports.Directory`, its files `ports.AppendFile`. After a
 crash the handles of the dead process still exist in the simulation and no longer reach anything.
@@ -76,7 +77,7 @@ class SimDisk:
                     end = min(start + SECTOR_BYTES, len(file.data))
                     file.data[start:end] = bytes(end - start)
         for start, end in file.dropped:
-            end = min(end, len(file.data))
+            end = min(-(-end // SECTOR_BYTES) * SECTOR_BYTES, len(file.data))
             file.data[start:end] = bytes(max(0, end - start))
         file.dropped.clear()
         file.synced = len(file.data)
@@ -218,7 +219,10 @@ class SimFile:
                 file.synced = covered
             future.set_exception(OSError(errno.EIO, "the simulated disk fails to sync"))
             return
-        file.synced = max(file.synced, covered)
+        if covered > file.synced:  # a sector is written as a whole, with what an earlier sync has left of it
+            whole = file.synced // SECTOR_BYTES * SECTOR_BYTES
+            file.dropped = [(start, min(end, whole)) for start, end in file.dropped if start < whole]
+            file.synced = covered
         future.set_result(None)
         disk.pass_point(f"after syncing {self._folder}")
 

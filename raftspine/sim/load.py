@@ -60,13 +60,19 @@ class Stage:
     """What the loads of one run share. `broken(rule, what)` makes the violation to be raised."""
 
     def __init__(
-        self, cluster: SimCluster, dice: Dice, report: Report, broken: Callable[[str, str], Exception]
+        self,
+        cluster: SimCluster,
+        dice: Dice,
+        report: Report,
+        broken: Callable[[str, str], Exception],
+        pace: float = 1.0,
     ) -> None:
         self.cluster = cluster
         self.dice = dice
         self.report = report
         self.broken = broken
         self.ends = 0.0
+        self._pace = pace
 
     @property
     def by_tag(self) -> bool:
@@ -78,7 +84,7 @@ class Stage:
         return self.cluster.loop.time() >= self.ends
 
     async def pause(self, low: float, high: float) -> None:
-        await asyncio.sleep(self.dice.uniform(low, high))
+        await asyncio.sleep(self.dice.uniform(low, high) / self._pace)
 
     def somewhere(self) -> SimHost | None:
         live = self.cluster.live()

@@ -35,7 +35,8 @@ class Mutant(NamedTuple):
 def _write_without_sync(real: Any) -> Any:
     def write(self: Any) -> "Future[None]":
         records, self._records, self._touched = self._records, [], {}
-        self._append(records)
+        for payload in self._payloads(records):
+            self._log.append(payload)
         done: Future[None] = get_running_loop().create_future()
         done.set_result(None)
         return done

@@ -35,7 +35,8 @@ class Strike(Struct, frozen=True, omit_defaults=True):
 class Plan(Struct, frozen=True):
     """Everything about a run that is decided beforehand. `slow`: links as between continents. `short_logs`: so
     short that a node that was away comes back by a snapshot. `stragglers`: share of
-    messages that wait for a retransmission. `load`: what the clients do (run.LOADS)."""
+    messages that wait for a retransmission. `pace`: how hurried the clients are, 1 as drawn; 0 is no load at all.
+    `load`: what the clients do (run.LOADS)."""
 
     seed: int
     seconds: float
@@ -48,6 +49,7 @@ class Plan(Struct, frozen=True):
     short_logs: bool
     stragglers: float
     strikes: tuple[Strike, ...]
+    pace: float = 1.0
     load: str = "memories"
 
     def weather(self) -> Weather:

@@ -121,10 +121,11 @@ class _Run:
             plan.seconds,
             words + (", slow links" if plan.slow else "") + (", short logs" if plan.short_logs else ""),
         )
-        self.stage = Stage(self.cluster, self.dice, self.report, self.violation)
+        self.stage = Stage(self.cluster, self.dice, self.report, self.violation, plan.pace)
         self.scene = Scene(self.cluster, self.violation)
         self.auditor = Auditor(self.cluster, self.stop)
-        self.loads: list[Load] = [load(self.stage) for load in LOADS[plan.load]]
+        kinds = LOADS[plan.load] if plan.pace else ()
+        self.loads: list[Load] = [load(self.stage) for load in kinds]
 
     def violation(self, rule: str, what: str) -> Violation:
         at = self.loop.time()
@@ -147,7 +148,8 @@ class _Run:
                 await load.start()
             watching = asyncio.ensure_future(self._look())
             workers = [work for load in self.loads for work in load.workers()]
-            await asyncio.gather(*(self._strike(strike, began) for strike in self.plan.strikes), *workers)
+            strikes = [self._strike(strike, began) for strike in self.plan.strikes]
+            await asyncio.gather(*strikes, *workers, asyncio.sleep(self.report.seconds))
             self.narration.tell("run", "load and faults are over")
             await self._judge()
             watching.cancel()

@@ -8,6 +8,8 @@ and then the log can forget it. The rules:
 * What was staged in one callback is never split: it is in one log record and in one checkpoint.
 * The tree's batch names the log position it reaches (row `x log position`), so a restart replays exactly the
   rest. Applying a record twice would do no harm, losing one would.
+* What a restart finds in the log is said again there at once: a file is not trusted past a failed sync, nor past the
+  death of its process (wal.py).
 * Nothing that was visible is taken back. When the log refuses a turn, its outcome is *unknown*: the rows stay
   and are logged, or checkpointed, as soon as the disk allows; until then everything new is refused.
 * Memory is bounded: above `memtable_limit_bytes` changes are refused until a checkpoint has caught up.
@@ -18,7 +20,7 @@ put into the tree first, then the log starts over (cf. "fsyncgate", PostgreSQL 2
 
 import asyncio
 from asyncio import AbstractEventLoop, Future
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from raftspine.codec import decode_any, encode
@@ -33,6 +35,7 @@ from raftspine.storage.turnlog import TurnLog
 from raftspine.storage.wal import OnCut, Wal
 
 SEGMENT_BYTES = 64 << 20
+RESTATED_BYTES = 1 << 20
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 5.0
 
@@ -276,19 +279,38 @@ class Engine:
         if wal.next_position <= reached:
             # The log's unsynced end was lost with the power while the tree already had it.
             wal.restart(reached + 1)
-        elif wal.first_position > reached + 1:
+        elif wal.beyond > reached:
             raise Corrupt(
-                f"the log begins at record {wal.first_position}, but the tree ends at {reached}: segments "
+                f"the log goes on from position {wal.beyond}, but the tree ends at {reached}: segments "
                 f"are missing. {REMEDY}",
                 details={"file": "log", "offset": 0},
             )
+        if wal.first_position == wal.next_position:
+            return
+        found: dict[bytes, bytes | None] = {}
         size = 0
         for _, payload in wal.replay(reached):
-            self._layers.put(decode_any(payload))
+            found.update(decode_any(payload))
             size += len(payload)
+        self._log.restate(_payloads(found), reached)
         if size:
-            self._log.mark_dirty()
+            self._layers.put(found)
             self._layers.grown(size)
+
+
+def _payloads(rows: dict[bytes, bytes | None]) -> Iterator[bytes]:
+    """Rows as log records of a bounded size. They are the last of their keys, so any part of them may be applied to
+    what the log held before without taking anything back."""
+    part: dict[bytes, bytes | None] = {}
+    size = 0
+    for key, data in rows.items():
+        part[key] = data
+        size += len(key) + len(data or b"")
+        if size >= RESTATED_BYTES:
+            yield encode(part)
+            part, size = {}, 0
+    if part:
+        yield encode(part)
 
 
 def _closing() -> SpineError:

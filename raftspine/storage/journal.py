@@ -7,14 +7,16 @@ resolves when all records made so far are on disk: one sync for all groups. Rule
 * The log keeps records in order and cuts only its tail, so what is read back is a state this node was in.
 * `durable` of a group is the highest index known to be on disk; it never covers an entry that was cut since.
   What is read back at start is not known to be: a process that was killed may have left it in the page cache, where
-  it looks as good as written. So a journal begins dirty, and its first commit covers all it has read.
+  it looks as good as written even when its sync has failed. So a journal begins dirty, and its first commit restates
+  all it has read.
 * Entries above a base are kept when the base moves up; only `reset`, called for a snapshot that contradicts
   the log, drops them.
 * The log stays bounded: when it has grown enough, `commit` opens a new segment, restates every group there
   and removes the older segments once the new one is synced. A restatement replaces a group only when it is
   complete, so a crash in the middle of one changes nothing.
 * After a failed write the disk and memory disagree in an unknown way. The next `commit` first asks the
-  disk for a sync, so as not to seal a segment that it still refuses, and then restates everything.
+  disk for a sync of an empty segment, so as not to fill one after the other while it refuses, and then restates
+  everything.
 
 A record is an array: ``[kind, group, …]``; several of them, behind the codec's format marker, are one
 payload.
@@ -22,7 +24,7 @@ payload.
 
 import asyncio
 from asyncio import Future
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from raftspine import codec
@@ -53,7 +55,7 @@ class Log(Protocol):
     def replay(self, after: int = 0) -> Iterator[tuple[int, bytes]]: ...
     def append(self, payload: bytes) -> int: ...
     def sync(self) -> "Future[None]": ...
-    def rotate(self) -> int: ...
+    def restate(self, payloads: Iterable[bytes], beyond: int = 0) -> int: ...
     def drop_before(self, position: int) -> None: ...
 
 
@@ -79,7 +81,6 @@ class Journal:
         self._touched: dict[GroupId, GroupJournal] = {}
         self._written = 0
         self._broken = False
-        self._unproven = False
         self._keep_from = 0
         self._restating: list[_Mark] = []
 
@@ -90,9 +91,7 @@ class Journal:
         journal = cls(log, rotate_bytes=rotate_bytes, passed=passed)
         replay = _Replay(journal)
         replay.run(log)
-        journal._unproven = bool(journal._groups)
-        # Records of a torn restatement would swallow what is appended behind them: begin with a new one.
-        journal._broken = bool(replay.unfinished)
+        journal._broken = bool(journal._groups or replay.unfinished)
         return journal
 
     def groups(self) -> tuple[GroupId, ...]:
@@ -124,7 +123,7 @@ class Journal:
     @property
     def dirty(self) -> bool:
         """Whether anything was recorded that no commit covers yet."""
-        return bool(self._records) or self._broken or self._unproven
+        return bool(self._records) or self._broken
 
     def commit(self) -> "Future[None]":
         """Resolves when everything recorded before the call survives power loss.
@@ -138,7 +137,7 @@ class Journal:
         elif self._written >= self._rotate_bytes and self._written >= 2 * self._live_bytes():
             self._then(done, self._restate, self._restated(done))
         else:
-            marks = self._marks(self._groups if self._unproven else self._touched)
+            marks = self._marks(self._touched)
             self._then(done, self._write, lambda: self._settle(done, marks))
         return done
 
@@ -163,7 +162,6 @@ class Journal:
             done.set_exception(error)
 
     def _settle(self, done: "Future[None]", marks: list[_Mark]) -> None:
-        self._unproven = False
         for mark in marks:
             if mark.log.cuts == mark.cuts:
                 mark.log.durable = mark.last
@@ -175,7 +173,8 @@ class Journal:
 
     def _write(self) -> "Future[None]":
         records, self._records, self._touched = self._records, [], {}
-        self._append(records)
+        for payload in self._payloads(records):
+            self._log.append(payload)
         return self._log.sync()
 
     def _restate(self) -> "Future[None]":
@@ -183,13 +182,15 @@ class Journal:
         self._broken = True  # until the segments before it are gone
         self._records, self._touched, self._written = [], {}, 0
         self._restating = self._marks(self._groups)
-        self._keep_from = self._log.rotate()
+        self._keep_from = self._log.restate(self._restatement())
+        return self._log.sync()
+
+    def _restatement(self) -> Iterator[bytes]:
         self._passed("journal:sealed")
         if self.identity:
             self._append([[IDENTITY, 0, self.identity]])
         for group in self._groups.values():
-            self._append([group.state(), *group.entry_records()])
-        return self._log.sync()
+            yield from self._payloads([group.state(), *group.entry_records()])
 
     def _restated(self, done: "Future[None]") -> Callable[[], None]:
         def finish() -> None:
@@ -205,20 +206,15 @@ class Journal:
 
         return finish
 
-    def _append(self, records: Sequence[list[Any]]) -> None:
+    def _payloads(self, records: Sequence[list[Any]]) -> Iterator[bytes]:
         start, size = 0, 0
         for at, record in enumerate(records):
             size += len(record[4]) if record[0] == ENTRY else 0
-            if size >= _PAYLOAD_BYTES:
-                self._append_payload(records[start : at + 1])
+            if size >= _PAYLOAD_BYTES or at == len(records) - 1:
+                payload = codec.encode(records[start : at + 1])
+                self._written += len(payload)
+                yield payload
                 start, size = at + 1, 0
-        if start < len(records):
-            self._append_payload(records[start:])
-
-    def _append_payload(self, records: Sequence[list[Any]]) -> None:
-        payload = codec.encode(records)
-        self._log.append(payload)
-        self._written += len(payload)
 
     def _live_bytes(self) -> int:
         return sum(group.size_bytes + 32 * len(group.rows) for group in self._groups.values())

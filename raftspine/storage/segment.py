@@ -8,15 +8,22 @@ writes behind it.
     record = payload length (4), position (8), unsynced (4), crc32 of these and the payload (4), payload
 
 All numbers are big-endian. `unsynced` counts the records directly before this one that were not known to be
-on disk when it was written. Where pages of the cache reached the disk out of order, it proves that the hole
-they left was never promised to anybody.
+on disk when it was written. Where pages of the cache reached the disk out of order, or never because their sync
+failed, it proves that the hole they left was never promised to anybody. The highest bit of the length makes a record
+a *mark*: all that the log must still give back stands in this segment before it, but for what the log's owner holds
+elsewhere up to the position in its payload. Segments before a whole mark are not looked at. A mark takes no position
+of its own but repeats that of the next record.
 
-    where no whole record begins    what follows                            verdict
-    any segment but the last        anything                                Corrupt
-    the last segment                no whole record                         torn tail: cut, reported
-    the same, an all-zero sector    whole records, none of them written     torn tail: cut, reported
-                                    after a sync that covered the place
-    the last segment                any other whole record                  Corrupt
+    where no whole record begins    what follows, here and in newer segments   verdict
+    anywhere                        a record written after a sync that         Corrupt
+                                    covered the place
+    anywhere                        no whole record in this segment            torn tail: cut, reported
+    begins unwritten, or holds      whole records, none of them written        torn tail: cut, reported
+    an all-zero sector              after a sync that covered the place
+    anywhere                        any other whole record                     Corrupt
+
+What is cut takes all newer segments with it: none of them was promised without it. *Unwritten* is a place that holds
+only zeros up to the end of its disk sector, which no record of ours does: none is empty.
 
 The all-zero sector as the mark of a torn write is etcd's test (wal/decoder.go, isTornEntry).
 """
@@ -48,6 +55,7 @@ _MAGIC = b"RSPWAL\n\x01"
 _HEAD = struct.Struct(">8sQI")
 _RECORD = struct.Struct(">IQII")
 _COVERED = struct.Struct(">IQI")  # the part of a record's header that its checksum covers
+_MARK = 1 << 31  # in the length field
 _NAME = re.compile(r"[0-9]{20}\.wal")
 
 HEAD_BYTES = _HEAD.size
@@ -62,11 +70,15 @@ class Segment(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What reading a segment came to: whole records found, where the last one ends, the file's length."""
+    """What reading a segment came to: whole records found, marks left out; where the last one ends (0: the header is
+    not this segment's); the file's length; the last mark's position, or None; the highest position that a record says
+    was on disk before it."""
 
     records: int
     end: int
     length: int
+    mark: int | None
+    proven: int
 
 
 def segment_at(first: int) -> Segment:
@@ -86,64 +98,105 @@ def head(segment: Segment) -> bytes:
 
 def frame(position: int, unsynced: int, payload: bytes) -> bytes:
     """One record, ready to be appended."""
-    covered = _COVERED.pack(len(payload), position, min(unsynced, 0xFFFFFFFF))
+    return _framed(len(payload), position, unsynced, payload)
+
+
+def mark(position: int, unsynced: int, after: int) -> bytes:
+    """A mark, ready to be appended before the record at `position`: nothing before this segment is needed by an owner who holds what was logged up
+    to `after`."""
+    return _framed(_MARK | 8, position, unsynced, after.to_bytes(8, "big"))
+
+
+def _framed(length: int, position: int, unsynced: int, payload: bytes) -> bytes:
+    covered = _COVERED.pack(length, position, min(unsynced, 0xFFFFFFFF))
     return b"".join((covered, crc32(payload, crc32(covered)).to_bytes(4, "big"), payload))
 
 
-def begins_well(segment: Segment, data: bytes) -> bool:
-    """Whether the file's first bytes are this segment's."""
-    return data[:HEAD_BYTES] == head(segment)
+class _Record(NamedTuple):
+    """A whole record: where its payload begins and ends, its position, what it says was unsynced before it."""
+
+    start: int
+    end: int
+    position: int
+    unsynced: int
+    marks: bool
+
+    @property
+    def proves(self) -> int:
+        """The highest position that was known to be on disk when this was written."""
+        return self.position - 1 - self.unsynced
 
 
-def _record_at(data: memoryview, offset: int, expected: int | None) -> tuple[int, int, int] | None:
-    """(end, position, unsynced) of the whole record at `offset`, if one is there with the expected position."""
+def _record_at(data: memoryview, offset: int, expected: int | None) -> _Record | None:
+    """The whole record at `offset`, if one is there with the expected position."""
     start = offset + RECORD_BYTES
     if start > len(data):
         return None
     length, position, unsynced, check = _RECORD.unpack_from(data, offset)
+    marks, length = bool(length & _MARK), length & ~_MARK
     end = start + length
     if length > MAX_RECORD_BYTES or end > len(data) or position != (expected or position):
         return None
     if crc32(data[start:end], crc32(data[offset : offset + _COVERED.size])) != check:
         return None
-    return end, position, unsynced
+    return _Record(start, end, position, unsynced, marks)
+
+
+def _whole(segment: Segment, data: memoryview) -> Iterator[_Record]:
+    """The records from the segment's beginning up to the first bad place."""
+    offset, position = HEAD_BYTES, segment.first
+    while (record := _record_at(data, offset, position)) is not None:
+        yield record
+        offset, position = record.end, position + (not record.marks)
 
 
 def records(segment: Segment, data: memoryview) -> Iterator[tuple[int, bytes, int]]:
-    """The whole records from the segment's beginning as (position, payload, end), up to the first bad place."""
-    offset, position = HEAD_BYTES, segment.first
-    while (record := _record_at(data, offset, position)) is not None:
-        end = record[0]
-        yield position, bytes(data[offset + RECORD_BYTES : end]), end
-        offset, position = end, position + 1
+    """The whole records from the segment's beginning as (position, payload, end), up to the first bad place, and
+    without the marks."""
+    for record in _whole(segment, data):
+        if not record.marks:
+            yield record.position, bytes(data[record.start : record.end]), record.end
 
 
 def scan(segment: Segment, data: bytes) -> Scan:
-    """Count the whole records from the beginning."""
-    count, end = 0, HEAD_BYTES
-    for _, _, end in records(segment, memoryview(data)):  # noqa: B007 (the last value is the result)
-        count += 1
-    return Scan(count, end, len(data))
+    """Read what is whole from the beginning."""
+    if data[:HEAD_BYTES] != head(segment):
+        return Scan(0, 0, len(data), None, 0)
+    count, end, after, proven = 0, HEAD_BYTES, None, 0
+    for record in _whole(segment, memoryview(data)):
+        count, end, proven = count + (not record.marks), record.end, max(proven, record.proves)
+        if record.marks:
+            after = int.from_bytes(data[record.start : record.end], "big")
+    return Scan(count, end, len(data), after, proven)
 
 
-def judge(segment: Segment, data: bytes, found: Scan, *, last: bool) -> None:
-    """Return when what follows the last whole record is a torn tail, raise Corrupt when it is damage."""
-    if not last:
-        raise corrupt(segment.name, found.end, "a record is damaged and newer segments follow it")
+def proven_by(segment: Segment, data: bytes) -> int:
+    """The highest position that any whole record of a segment says was on disk, also behind a damaged place."""
+    found = scan(segment, data)
+    offset = _successor(memoryview(data), data, found.end, segment.first + found.records)
+    return max(found.proven, 0 if offset is None else _proven_from(memoryview(data), offset))
+
+
+def judge(segment: Segment, data: bytes, found: Scan, proven: int) -> None:
+    """Return when what follows the last whole record is a torn tail, raise Corrupt when it is damage. `proven`: the
+    highest position that newer segments say was on disk."""
     damaged = segment.first + found.records
     view = memoryview(data)
+    if found.end == 0 and len(data) >= HEAD_BYTES and any(data[:SECTOR_BYTES]):
+        raise corrupt(segment.name, 0, "the segment's header is damaged")
     offset = _successor(view, data, found.end, damaged)
-    if offset is None:
-        return
-    promised = any(position - 1 - unsynced >= damaged for position, unsynced in _walk(view, offset))
-    if promised or not _has_zero_sector(data, found.end, offset):
+    if offset is not None:
+        proven = max(proven, _proven_from(view, offset))
+    if proven >= damaged:
+        raise corrupt(segment.name, found.end, f"record {damaged} had been on disk, and is damaged or gone")
+    if offset is not None and not _never_written(data, found.end, offset):
         raise corrupt(segment.name, found.end, f"record {damaged} is damaged and whole records follow it")
 
 
 def _successor(view: memoryview, data: bytes, start: int, damaged: int) -> int | None:
     """Where the first whole record behind the damaged one begins. Its position is known to within LOOK_AHEAD,
     so it is found by searching for that number; the checksum decides."""
-    for position in range(damaged + 1, damaged + 1 + LOOK_AHEAD):
+    for position in range(damaged, damaged + 1 + LOOK_AHEAD):
         needle = position.to_bytes(8, "big")
         found = data.find(needle, start + 4)
         while found != -1:
@@ -153,16 +206,21 @@ def _successor(view: memoryview, data: bytes, start: int, damaged: int) -> int |
     return None
 
 
-def _walk(view: memoryview, offset: int) -> Iterator[tuple[int, int]]:
-    """(position, unsynced) of each whole record from `offset` on."""
+def _proven_from(view: memoryview, offset: int) -> int:
+    """The highest position that the whole records from `offset` on say was on disk."""
+    proven = 0
     while (record := _record_at(view, offset, None)) is not None:
-        offset = record[0]
-        yield record[1:]
+        offset, proven = record.end, max(proven, record.proves)
+    return proven
 
 
-def _has_zero_sector(data: bytes, start: int, end: int) -> bool:
-    """Whether a disk sector, as far as it lies in [start, end), holds only zeros. Short pieces prove nothing:
-    a record's own header begins with zeros."""
+def _never_written(data: bytes, start: int, end: int) -> bool:
+    """Whether the place where a record should begin shows that the disk never got what was written there: zeros up to
+    the end of its sector, or a sector of zeros, as far as it lies in [start, end). Short pieces of the latter prove
+    nothing, and neither do the high bytes of a length."""
+    stop = (start // SECTOR_BYTES + 1) * SECTOR_BYTES
+    if stop - start >= 4 and stop <= end and not any(data[start:stop]):
+        return True
     while start < end:
         stop = min(end, (start // SECTOR_BYTES + 1) * SECTOR_BYTES)
         if stop - start >= TELLING_BYTES and not any(data[start:stop]):

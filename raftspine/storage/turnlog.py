@@ -8,7 +8,7 @@ somebody has to catch in time.
 """
 
 from asyncio import AbstractEventLoop, Future, TimerHandle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from raftspine.errors import Unknown
 from raftspine.ports import Clock
@@ -40,6 +40,7 @@ class TurnLog:
         self._dirty = False  # something appended has not been handed to a sync
         self._timer: TimerHandle | None = None
         self._sync_failed = False
+        self._restated = 0  # what was found at start stands again from here on
         self.trouble: str | None = None
         self.last_sync_seconds = 0.0
 
@@ -51,6 +52,17 @@ class TurnLog:
     @property
     def size_bytes(self) -> int:
         return self._wal.size_bytes
+
+    def restate(self, payloads: Iterable[bytes], beyond: int) -> None:
+        """Say again what the log held at the start beyond this position of the tree: nobody knows whether what a
+        process that died has left is on disk, and no sync of it can tell (wal.py)."""
+        try:
+            self._restated = self._wal.restate(payloads, beyond)
+        except OSError as error:
+            self._sync_failed = True  # here too only the tree helps
+            self._set_trouble(f"the log cannot be written: {error}")
+            return
+        self.mark_dirty()
 
     def write(self, payload: bytes) -> bool:
         """Append one turn; False when the log refuses, and then the turn is kept."""
@@ -85,8 +97,11 @@ class TurnLog:
 
     def forget(self, through: int) -> None:
         """The tree holds everything up to this position."""
+        self._drop_before(through + 1)
+
+    def _drop_before(self, position: int) -> None:
         try:
-            self._wal.drop_before(through + 1)
+            self._wal.drop_before(position)
         except OSError as error:
             self._set_trouble(f"old segments of the log cannot be removed: {error}")
 
@@ -112,7 +127,7 @@ class TurnLog:
             self._set_trouble(f"the log cannot be started over: {error}")
             return
         self._unlogged.clear()
-        self._sync_failed = False
+        self._sync_failed, self._restated = False, 0
         self._set_trouble(None)
 
     def close(self) -> None:
@@ -122,7 +137,7 @@ class TurnLog:
 
     def _sync_in_time(self) -> None:
         self._timer = None
-        if self._dirty:
+        if self._dirty and not self._sync_failed:
             self.sync(None)
 
     def _synced(self, done: "Future[None]", waiter: SharedFuture | None, started: float) -> None:
@@ -131,7 +146,11 @@ class TurnLog:
         error = None if done.cancelled() else done.exception()
         if error is not None:
             self._sync_refused(error, waiter)
-        elif waiter is not None:
+            return
+        if self._restated:
+            self._drop_before(self._restated)
+            self._restated = 0
+        if waiter is not None:
             waiter.set_result(None)
 
     def _sync_refused(self, error: BaseException, waiter: SharedFuture | None) -> None:

@@ -1,28 +1,38 @@
 """An append-only log in segments: the one place where "written" becomes "will still be there".
 
 The node's data (engine.py) and the Raft journal both answer their callers as soon as such a log has the
-record, so what it gives back after a crash decides what the cluster may forget. The rule: `replay` returns
-every record up to the first that was never completed, in order and without a gap; anything else is refused
-as Corrupt (segment.py has the bytes and the verdicts). A record never follows garbage: what a failed append
-left is cut away before the next.
+record, so what it gives back after a crash decides what the cluster may forget. The rules:
+
+* `replay` returns every record up to the first that was never completed, in order and without a gap; anything else
+  is refused as Corrupt (segment.py has the bytes and the verdicts). A record never follows garbage: what a failed
+  append left is cut away before the next.
+* A file is not trusted past a failed sync. The kernel may have dropped pages, shows them as if nothing had happened
+  and calls the next sync a success (Rebello et al., "Can Applications Recover from fsync Failures?", 2020). The same
+  goes for whatever a process that died has left. So such *doubted* segments are never appended to, no later sync
+  proves them, and no record claims that they were on disk. Their owner says again, in a new segment, what he needs of
+  them (`rotate`, `append`, `mark`), syncs that, and drops them. Until the mark is on disk a restart finds the doubted
+  segments, cut where something is missing that was never promised; from then on it does not look at them.
 
 Positions rise by one per record, across segments and restarts.
 """
 
+import errno
 from asyncio import Future
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from raftspine.errors import Corrupt, TooLarge
 from raftspine.ports import AppendFile, Directory
 from raftspine.storage.segment import (
     HEAD_BYTES,
     MAX_RECORD_BYTES,
+    Scan,
     Segment,
-    begins_well,
     corrupt,
     frame,
     head,
     judge,
+    mark,
+    proven_by,
     records,
     scan,
     segment_at,
@@ -48,11 +58,14 @@ class Wal:
         self._synced = 0  # the highest position known to have survived a sync
         self._partial = False  # bytes of a failed append may follow the last whole record
         self._sealing: dict[str, Future[None]] = {}  # syncs of rotated segments; later syncs wait for them
-        self._unsettled: list[str] = []  # rotated segments to sync again, or left so by a process that died
+        self._doubted = 0  # the highest position that no sync of the file it stands in can prove
+        self._shadowed: list[Segment] = []  # older than a mark that may not be on disk yet
+        self._beyond = 0
 
     @classmethod
     def open(cls, directory: Directory, *, segment_bytes: int, on_cut: OnCut | None = None) -> "Wal":
-        """Check every segment, cut a torn tail and get ready to append after the last whole record.
+        """Check every segment, cut a torn tail and get ready to append, in a new segment, after the last whole
+        record. All that is found is doubted.
 
         `on_cut` is told the file, the offset and the number of bytes cut. Raises Corrupt with ``file`` and
         ``offset`` for damage elsewhere, OSError when the disk refuses.
@@ -62,9 +75,7 @@ class Wal:
             wal._admit_all(on_cut)
         except Corrupt as error:  # a node has two logs, whose segments have the same names
             raise Corrupt(f"{directory.path}/{error.message}", details=error.details) from None
-        if wal._segments:
-            wal._file = directory.open(wal._segments[-1].name)
-        wal._unsettled = [segment.name for segment in wal._segments[-2:-1]]
+        wal._distrust()
         return wal
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────
@@ -91,6 +102,11 @@ class Wal:
         return self._segments[0].first if self._segments else self._next
 
     @property
+    def beyond(self) -> int:
+        """What `open` found is complete for an owner who holds elsewhere what was logged up to this position."""
+        return self._beyond
+
+    @property
     def size_bytes(self) -> int:
         return sum(self._sizes.values())
 
@@ -99,43 +115,64 @@ class Wal:
     def append(self, payload: bytes) -> int:
         """Write one record to the page cache and return its position. It survives the death of the process at
         once, and power loss after the next `sync`. Raises OSError, and TooLarge above MAX_RECORD_BYTES."""
+        return self._put(self._writable(), payload)
+
+    def restate(self, payloads: Iterable[bytes], beyond: int = 0) -> int:
+        """Begin a new segment with these records and a mark: all that is needed of this log by an owner who holds
+        elsewhere what was logged up to `beyond`. Returns the segment's first position, for `drop_before` as soon as a
+        `sync` has succeeded. Raises OSError, and what `payloads` raise; then do it again."""
+        first = self.rotate()
+        for payload in payloads:
+            self._put(self._tail(), payload)
+        self._write(self._tail(), mark(self._next, self._next - 1 - self._synced, beyond))
+        return first
+
+    def _put(self, file: AppendFile, payload: bytes) -> int:
         if len(payload) > MAX_RECORD_BYTES:
             raise TooLarge(f"a log record of {len(payload)} bytes is above the limit of {MAX_RECORD_BYTES}")
-        file = self._writable()
         position = self._next
-        record = frame(position, position - 1 - self._synced, payload)
+        self._write(file, frame(position, position - 1 - self._synced, payload))
+        self._next = position + 1
+        return position
+
+    def _write(self, file: AppendFile, record: bytes) -> None:
         try:
             file.append(record)
         except OSError:
             self._partial = True
             raise
         self._sizes[self._segments[-1].name] += len(record)
-        self._next = position + 1
-        return position
 
     def sync(self) -> "Future[None]":
-        """Resolves when everything appended before this call survives power loss; raises or fails with
-        OSError. After a failure the kernel may have dropped the pages: write the data elsewhere and
-        `restart` the log."""
-        covered = self._next - 1
-        while self._unsettled:
-            name = self._unsettled.pop()
-            self._seal(name, self._directory.open(name))
-        future = self._tail().sync()
-        if self._sealing:
-            future = _all([*self._sealing.values(), future])
-            # A failure is told to the sync that waits for it; the next one asks the disk again.
-            self._unsettled = [name for name, seal in self._sealing.items() if seal.done()]
-            for name in self._unsettled:
-                del self._sealing[name]
-        future.add_done_callback(lambda done: self._note_synced(done, covered))
-        return future
+        """Resolves when everything appended before this call, but for what is doubted, survives power loss; raises or
+        fails with OSError. After a failure all of it is doubted."""
+        covered, doubted = self._next - 1, self._doubted
+        synced = _all([*self._sealing.values(), self._tail().sync()])
+        outcome: Future[None] = synced.get_loop().create_future()
+
+        def told(done: "Future[None]") -> None:
+            error = OSError(errno.EIO, "the log was closed") if done.cancelled() else done.exception()
+            if error is None and doubted < self._doubted:
+                error = OSError(errno.EIO, "a sync of the same file failed before this one ended")
+            if error is not None:
+                self._distrust()
+            elif not self._doubted:
+                self._synced = max(self._synced, covered)
+            if outcome.done():
+                return
+            if error is not None:
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(None)
+
+        synced.add_done_callback(told)
+        return outcome
 
     def rotate(self) -> int:
         """Begin a new segment and return its first position."""
         self._repair()
         if self._file is not None:
-            if self._sizes[self._segments[-1].name] == HEAD_BYTES:
+            if self._segments[-1].first == self._next:
                 return self._next  # the current one is still empty
             sealed, self._file = self._file, None
             self._seal(self._segments[-1].name, sealed)
@@ -151,7 +188,7 @@ class Wal:
         """Forget every record and go on at `position`, which must not be below `next_position`.
 
         For an owner who has everything stored elsewhere: after a failed sync, or when that store is ahead of
-        a log that lost its unsynced tail.
+        a log that lost its unsynced tail. OSError leaves a part of the log; then call it again.
         """
         if position < self._next:
             raise ValueError(f"restart at {position}, but positions up to {self._next - 1} are taken")
@@ -160,7 +197,9 @@ class Wal:
             self._file = None
         while self._segments:
             self._remove_oldest()
-        self._partial = False
+        self._remove_shadowed()
+        self._partial, self._doubted = False, 0
+        self._sealing.clear()
         self._next, self._synced = position, position - 1
         self._begin(position)
 
@@ -172,33 +211,52 @@ class Wal:
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _admit_all(self, on_cut: OnCut | None) -> None:
-        segments = segments_of(self._directory.names())
-        for place, segment in enumerate(segments):
-            if place and segment.first != self._next:
-                raise corrupt(segment.name, 0, f"the records from {self._next} to {segment.first - 1} are missing")
-            self._admit(segment, last=place == len(segments) - 1, on_cut=on_cut)
-
-    def _admit(self, segment: Segment, *, last: bool, on_cut: OnCut | None) -> None:
-        """Check one segment found on disk and count its records."""
-        data = self._directory.read(segment.name)
-        if not begins_well(segment, data):
-            # A crash while it was created leaves less than a header, or zeros, and nothing behind it.
-            if last and (len(data) < HEAD_BYTES or not any(data)):
-                self._directory.remove(segment.name)
-                if data and on_cut is not None:
-                    on_cut(segment.name, 0, len(data))
-                self._next = segment.first
+        found = [(segment, self._look(segment)) for segment in segments_of(self._directory.names())]
+        marked = [place for place, (_, look) in enumerate(found) if look.mark is not None]
+        if marked:
+            # They stay for now: whoever wrote the mark may have died before it was on disk.
+            self._shadowed = [segment for segment, _ in found[: marked[-1]]]
+            found = found[marked[-1] :]
+        if found:
+            segment, look = found[0]
+            self._beyond = segment.first - 1 if look.mark is None else look.mark
+        for place, (segment, look) in enumerate(found):
+            if place and segment.first < self._next:
+                raise corrupt(segment.name, 0, f"it repeats the records up to {self._next - 1}")
+            newer = [newer for newer, _ in found[place + 1 :]]
+            if not self._admit(segment, look, newer, on_cut):
                 return
-            raise corrupt(segment.name, 0, "the segment's header is damaged")
-        found = scan(segment, data)
-        if found.end < found.length:
-            judge(segment, data, found, last=last)
-            self._directory.open(segment.name, truncate_at=found.end).close()
+
+    def _look(self, segment: Segment) -> Scan:
+        return scan(segment, self._directory.read(segment.name))
+
+    def _admit(self, segment: Segment, look: Scan, newer: list[Segment], on_cut: OnCut | None) -> bool:
+        """Count the records of a segment found on disk; False when the log ends in it, whatever followed."""
+        self._next = segment.first + look.records
+        if look.end:
+            self._segments.append(segment)
+            self._sizes[segment.name] = look.end
+            if look.end == look.length and not (newer and newer[0].first > self._next):
+                return True
+        proven = [proven_by(other, self._directory.read(other.name)) for other in newer]
+        judge(segment, self._directory.read(segment.name), look, max(proven, default=0))
+        self._cut(segment, look.end, look.length - look.end, newer, on_cut)
+        return False
+
+    def _cut(self, segment: Segment, offset: int, lost: int, newer: list[Segment], on_cut: OnCut | None) -> None:
+        """End the log at a place in a segment. The newest file goes first: whatever a crash leaves of this is again
+        a log that ends here."""
+        for gone in reversed(newer):
+            size = len(self._directory.read(gone.name))
+            self._directory.remove(gone.name)
             if on_cut is not None:
-                on_cut(segment.name, found.end, found.length - found.end)
-        self._segments.append(segment)
-        self._sizes[segment.name] = found.end
-        self._next = segment.first + found.records
+                on_cut(gone.name, 0, size)
+        if offset == 0:
+            self._directory.remove(segment.name)
+        elif lost:
+            self._directory.open(segment.name, truncate_at=offset).close()
+        if lost and on_cut is not None:
+            on_cut(segment.name, offset, lost)
 
     def _writable(self) -> AppendFile:
         """The file to append to, free of leftovers and below the segment size."""
@@ -228,9 +286,20 @@ class Wal:
         self._file = self._directory.open(name, truncate_at=self._sizes[name])
         self._partial = False
 
+    def _distrust(self) -> None:
+        """Doubt all that was appended so far, and go on in a new segment. One without records is begun anew."""
+        self._sealing.clear()
+        self._partial = False
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._segments and self._segments[-1].first == self._next:
+            del self._sizes[self._segments.pop().name]
+        self._doubted = self._next - 1 if self._segments else 0
+
     def _seal(self, name: str, file: AppendFile) -> None:
-        """Hand a finished segment to the disk, then close it. Later syncs wait for it: their promise includes
-        its records, and damage in a segment that is not the last counts as corruption."""
+        """Hand a finished segment to the disk, then close it. Later syncs wait for it: their promise includes its
+        records. A failure is told to the next of them."""
 
         def settled(done: "Future[None]") -> None:
             file.close()
@@ -260,12 +329,14 @@ class Wal:
         self._directory.remove(name)
         del self._segments[0], self._sizes[name]
         self._sealing.pop(name, None)
-        if name in self._unsettled:
-            self._unsettled.remove(name)
+        if self.first_position > self._doubted:
+            self._doubted = 0
+            self._remove_shadowed()
 
-    def _note_synced(self, done: "Future[None]", covered: int) -> None:
-        if not done.cancelled() and done.exception() is None:
-            self._synced = max(self._synced, covered)
+    def _remove_shadowed(self) -> None:
+        while self._shadowed:
+            self._directory.remove(self._shadowed[0].name)
+            del self._shadowed[0]
 
 
 def _all(futures: "list[Future[None]]") -> "Future[None]":

@@ -51,6 +51,14 @@ def test_each_fault_alone(fault: str) -> None:
     assert play_plan(plan).faults == {fault: 4}
 
 
+def test_the_pace_of_a_plan_is_that_of_its_clients() -> None:
+    idle, calm, drawn = (
+        play_plan(Plan(7, 3.0, 3, 2, 0, "always", "id", False, False, 0.0, (), pace=pace)) for pace in (0.0, 0.1, 1.0)
+    )
+    assert not idle.done and idle.virtual_seconds > 3.0
+    assert 0 < 3 * sum(calm.done.values()) < sum(drawn.done.values())
+
+
 def test_a_seed_is_a_run_in_every_process() -> None:
     """To the last line and the last byte on the wire, whatever the process hashes with."""
     program = "import sys; from raftspine.sim.run import play; print(play(int(sys.argv[1]), 3.0))"

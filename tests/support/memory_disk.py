@@ -6,7 +6,8 @@ from asyncio import Future
 
 
 class MemoryDisk:
-    """`room` is how many more bytes fit; None for no limit. `sync_error` makes every sync fail while set."""
+    """`room` is how many more bytes fit; None for no limit. `sync_error` makes every sync fail that is asked for
+    while it is set."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytearray] = {}
@@ -82,13 +83,13 @@ class MemoryFile:
         assert self._open
         loop = asyncio.get_running_loop()
         future: Future[None] = loop.create_future()
-        loop.call_soon(self._done, future, len(self._data))
+        loop.call_soon(self._done, future, len(self._data), self._disk.sync_error)
         return future
 
-    def _done(self, future: "Future[None]", length: int) -> None:
+    def _done(self, future: "Future[None]", length: int, error: OSError | None) -> None:
         self._disk.syncs += 1
-        if self._disk.sync_error is not None:
-            future.set_exception(self._disk.sync_error)
+        if error is not None:
+            future.set_exception(error)
             return
         before = self._disk.synced.get(self._name, 0)
         self._disk.synced[self._name] = max(before, length)

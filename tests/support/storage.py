@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from raftspine.ports import Directory
 from raftspine.sim.tree import SimTree
 from raftspine.storage.engine import Engine
-from tests.support.memory_disk import MemoryDisk
 
 
 class LoopClock:
@@ -19,7 +19,7 @@ class LoopClock:
         return asyncio.get_running_loop().time()
 
 
-def open_engine(disk: MemoryDisk, tree: SimTree, *, durability: str = "interval", **options: Any) -> Engine:
+def open_engine(disk: Directory, tree: SimTree, *, durability: str = "interval", **options: Any) -> Engine:
     """With intervals so short that a test need not wait for them."""
     short: dict[str, Any] = {"sync_interval_ms": 2, "checkpoint_interval_ms": 5} | options
     return Engine.open(disk, tree, clock=LoopClock(), durability=durability, **short)

@@ -155,18 +155,35 @@ def test_what_a_failed_sync_was_for_is_lost_although_the_next_one_succeeds():
     async def main(loop):
         disk = SimDisk(loop, Dice(1))
         file = disk.directory("d").open("f")
-        file.append(b"1" * 10)
+        file.append(b"1" * 600)
         disk.broken = True
         with pytest.raises(OSError, match="fails to sync"):
             await file.sync()
         disk.broken = False
-        file.append(b"2" * 10)
+        file.append(b"2" * 600)
         await file.sync()
-        assert disk.directory("d").read("f") == b"1" * 10 + b"2" * 10, "the page cache still has it"
-        assert disk.safe("d") == {"f": bytes(10) + b"2" * 10}
-        assert [disk.is_safe("d", "f", *part) for part in ((0, 10), (5, 15), (10, 20))] == [False, False, True]
+        assert disk.directory("d").read("f") == b"1" * 600 + b"2" * 600, "the page cache still has it"
+        left = bytes(512) + b"1" * 88 + b"2" * 600
+        assert disk.safe("d") == {"f": left}, "but for the sector that was written again"
+        assert [disk.is_safe("d", "f", *part) for part in ((0, 10), (500, 520), (512, 1200))] == [False, False, True]
         disk.crash(power=True)
-        assert disk.directory("d").read("f") == bytes(10) + b"2" * 10
+        assert disk.directory("d").read("f") == left
+
+    run(main)
+
+
+def test_what_was_appended_to_a_lost_sector_is_lost_with_it():
+    async def main(loop):
+        for seed in range(20):
+            disk = SimDisk(loop, Dice(seed))
+            file = disk.directory("d").open("f")
+            file.append(b"1" * 10)
+            disk.broken = True
+            with pytest.raises(OSError, match="fails to sync"):
+                await file.sync()
+            file.append(b"2" * 10)
+            disk.crash(power=True)
+            assert not any(disk.directory("d").read("f"))
 
     run(main)
 

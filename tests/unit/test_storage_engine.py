@@ -7,6 +7,8 @@ import pytest
 
 from raftspine.errors import Corrupt, NoSpace, Unavailable, Unknown
 from raftspine.ports import Row
+from raftspine.sim.disk import SimDisk
+from raftspine.sim.loop import Dice, VirtualLoop, run
 from raftspine.storage import keys
 from raftspine.storage.engine import Engine
 from tests.support.memory_disk import MemoryDisk
@@ -197,6 +199,72 @@ def test_after_a_failed_sync_all_is_put_into_the_tree_and_the_log_starts_over() 
         await engine.commit()
         tree.crash()
         assert set(everything(open_engine(disk.power_cut(), tree))) == {b"before", b"doubtful", b"after"}
+
+    asyncio.run(story())
+
+
+def test_what_a_failed_sync_dropped_is_written_again_by_the_next_life() -> None:
+    """It finds the turn in the page cache, where a sync that has nothing to do would call it durable."""
+
+    async def main(loop: VirtualLoop) -> None:
+        disk, tree = SimDisk(loop, Dice(1)), new_tree()
+        engine = open_engine(disk.directory("data"), tree, durability="always", checkpoint_interval_ms=MANY)
+        engine.stage([row("before")])
+        await engine.commit()
+        disk.broken = True
+        engine.stage([row("doubtful", "x" * 2000)])
+        with pytest.raises(Unknown):
+            await engine.commit()
+        disk.broken = False
+        disk.crash(power=False)
+        second = open_engine(disk.directory("data"), tree, durability="always", checkpoint_interval_ms=MANY)
+        assert set(everything(second)) == {b"before", b"doubtful"}
+        second.stage([row("after")])
+        await second.commit()
+        assert len(disk.directory("data").names()) == 1, "what was found stands again, and the old file is gone"
+        disk.crash(power=True)
+        third = open_engine(disk.directory("data"), tree)
+        assert set(everything(third)) == {b"before", b"doubtful", b"after"}
+
+    run(main, seed=1)
+
+
+def test_a_log_begun_anew_goes_on_where_the_tree_ends_however_often_it_was_restated() -> None:
+    async def story() -> None:
+        disk, tree = MemoryDisk(), new_tree()
+        engine = open_engine(disk, tree, checkpoint_interval_ms=MANY)
+        engine.stage([row("before")])
+        await engine.commit(durable=True)
+        await engine.checkpoint()
+        second = open_engine(disk, tree)
+        disk.sync_error = OSError(errno.EIO, "Input/output error")
+        with pytest.raises(Unknown):
+            await second.commit(durable=True)
+        disk.sync_error = None
+        await until(lambda: second.read_only() is None)
+        third = open_engine(disk.power_cut(), tree)
+        assert set(everything(third)) == {b"before"}
+
+    asyncio.run(story())
+
+
+def test_a_node_starts_and_is_read_on_a_full_disk_and_writes_once_there_is_room() -> None:
+    async def story() -> None:
+        disk, tree = MemoryDisk(), new_tree()
+        engine = open_engine(disk, tree, checkpoint_interval_ms=MANY)
+        engine.stage([row("before")])
+        await engine.commit()
+        disk.room = 30
+        second = open_engine(disk, tree, checkpoint_interval_ms=MANY)
+        assert everything(second) == {b"before": b"value"}
+        with pytest.raises(NoSpace):
+            second.stage([row("refused")])
+        disk.room = None
+        await until(lambda: second.read_only() is None)
+        second.stage([row("after")])
+        await second.commit(durable=True)
+        tree.crash()
+        assert set(everything(open_engine(disk.power_cut(), tree))) == {b"before", b"after"}
 
     asyncio.run(story())
 

@@ -237,6 +237,65 @@ def test_after_a_failed_write_everything_is_written_anew(fault):
     on_disk(scene)
 
 
+@pytest.mark.parametrize("dies", [False, True], ids=["goes on", "killed"])
+def test_what_a_failed_sync_dropped_is_written_again_before_it_counts(*, dies):
+    """Seed 1294: the next life read it from the page cache, and a sync that had nothing to do called it durable."""
+
+    async def scene(disk):
+        journal = opened(disk)
+        journal.create(A, VOTERS).append(b"1" * 600, 1, 1)
+        await journal.commit()
+        journal.group(A).append(b"2" * 600, 2, 1)
+        disk.broken = True
+        with pytest.raises(OSError, match="simulated disk"):
+            await journal.commit()
+        disk.broken = False
+        if dies:
+            disk.crash(power=False)
+            journal = opened(disk)
+        assert journal.group(A).last == 2 and journal.group(A).durable < 2
+        await journal.commit()
+        assert journal.group(A).durable == 2
+        journal.group(A).append(b"3", 3, 1)
+        await journal.commit()
+        disk.crash(power=True)
+        assert picture(opened(disk)) == picture(journal)
+
+    on_disk(scene)
+
+
+def test_a_node_never_refuses_its_own_disk_for_what_a_failed_sync_dropped():
+    """Power fails at each step after the failed sync: what was committed is there, and nothing looks damaged."""
+
+    async def scene(disk):
+        for seed in range(60):
+            disk = SimDisk(disk.loop, Dice(seed))
+            journal = opened(disk)
+            a = journal.create(A, VOTERS)
+            promised = 0
+            for number in range(1, 13):
+                a.append(b"x" * disk.dice.below(700), number, 1)
+                disk.broken = disk.dice.chance(0.4)
+                done = journal.commit()
+                done.add_done_callback(lambda ended: ended.exception())
+                if number == 12:
+                    await asyncio.sleep(disk.dice.uniform(0, 0.004))
+                    break
+                await asyncio.wait([done])
+                promised = promised if done.exception() else a.durable
+                if disk.dice.chance(0.2):
+                    disk.crash(power=False)
+                    journal = opened(disk)
+                    a = journal.group(A) or journal.create(A, VOTERS)
+                    if a.last < number:
+                        break
+            disk.crash(power=True)
+            again = opened(disk).group(A)
+            assert promised <= (0 if again is None else again.last), seed
+
+    on_disk(scene)
+
+
 def test_power_loss_takes_only_what_no_commit_covered():
     async def scene(disk):
         for seed in range(30):

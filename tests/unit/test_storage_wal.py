@@ -88,32 +88,61 @@ def test_a_damaged_header_is_corruption_unless_nothing_followed_it() -> None:
         contents(disk)
 
 
-def test_damage_in_an_older_segment_is_corruption_even_at_its_end() -> None:
-    disk = MemoryDisk()
+def three_segments(disk: MemoryDisk, *, proven: bool) -> list[str]:
+    """One record in each. `proven`: the last one was written after a sync of the others."""
 
     async def story() -> None:
-        fill(disk, [b"a" * 50, b"b" * 50, b"c" * 50], segment_bytes=60)
+        wal = Wal.open(disk, segment_bytes=60)
+        wal.append(b"a" * 50)
+        wal.append(b"b" * 50)
+        if proven:
+            await wal.sync()
+        wal.append(b"c" * 50)
         await asyncio.sleep(0)
 
     asyncio.run(story())
-    oldest = min(disk.files)
-    del disk.files[oldest][-1:]
-    with pytest.raises(Corrupt) as caught:
-        contents(disk)
-    assert caught.value.details["file"] == oldest
+    return sorted(disk.files)
 
 
-def test_a_missing_segment_is_corruption() -> None:
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("damage", ["shorter", "flipped", "zeros", "header gone", "file gone"])
+def test_damage_of_what_a_newer_record_knows_to_be_on_disk_is_corruption(damage: str, place: int) -> None:
     disk = MemoryDisk()
-
-    async def story() -> None:
-        fill(disk, [b"a" * 50] * 3, segment_bytes=60)
-        await asyncio.sleep(0)
-
-    asyncio.run(story())
-    del disk.files[sorted(disk.files)[1]]
-    with pytest.raises(Corrupt, match="missing"):
+    name = three_segments(disk, proven=True)[place]
+    spoil(disk, name, damage)
+    if damage == "file gone" and place == 0:
+        assert Wal.open(disk, segment_bytes=BIG).beyond == 1, "whether it is needed, its owner knows"
+        return
+    with pytest.raises(Corrupt, match="on disk"):
         contents(disk)
+
+
+@pytest.mark.parametrize("damage", ["shorter", "flipped", "zeros", "header gone", "file gone"])
+def test_damage_of_what_was_never_promised_ends_the_log_with_all_that_follows(damage: str) -> None:
+    disk = MemoryDisk()
+    names = three_segments(disk, proven=False)
+    spoil(disk, names[1], damage)
+    cuts: list[str] = []
+    wal = Wal.open(disk, segment_bytes=BIG, on_cut=lambda name, offset, lost: cuts.append(name))
+    assert [payload for _, payload in wal.replay()] == [b"a" * 50]
+    assert names[2] in cuts and names[2] not in disk.files
+    assert wal.append(b"again") == 2
+    assert contents(disk) == [(1, b"a" * 50), (2, b"again")]
+
+
+def spoil(disk: MemoryDisk, name: str, damage: str) -> None:
+    content = disk.files[name]
+    match damage:
+        case "shorter":
+            del content[-1:]
+        case "flipped":
+            content[-1] ^= 1
+        case "zeros":
+            content[segment.HEAD_BYTES :] = bytes(len(content) - segment.HEAD_BYTES)
+        case "header gone":
+            content[:] = bytes(len(content))
+        case "file gone":
+            del disk.files[name]
 
 
 def hole(disk: MemoryDisk, record: int, size: int) -> MemoryDisk:
@@ -228,20 +257,144 @@ def test_a_sync_covers_the_segments_rotated_away() -> None:
     assert len(contents(disk.power_cut())) == 5
 
 
-def test_a_sync_after_a_restart_covers_what_the_last_process_left_unsynced() -> None:
+# ── what no sync can prove ────────────────────────────────────────────────────────────────────────────────────
+
+
+def dropped_page(disk: MemoryDisk) -> Wal:
+    """A log of two records, the second of which the disk never got although its sync came back in the end: as after
+    EIO on Linux. Whoever reads the file sees both."""
+    wal = Wal.open(disk, segment_bytes=BIG)
+
+    async def story() -> None:
+        wal.append(b"kept" * 200)
+        await wal.sync()
+        wal.append(b"dropped" * 200)
+        disk.sync_error = OSError(errno.EIO, "Input/output error")
+        with pytest.raises(OSError, match="Input/output"):
+            await wal.sync()
+        disk.sync_error = None
+
+    asyncio.run(story())
+    return wal
+
+
+def without_dropped_page(disk: MemoryDisk) -> MemoryDisk:
+    """What a power loss leaves of the first segment, the others being well."""
+    cut = disk.copy()
+    content = cut.files[min(cut.files)]
+    start = segment.HEAD_BYTES + segment.RECORD_BYTES + len(b"kept" * 200)
+    content[start:] = bytes(len(content) - start)
+    return cut
+
+
+def test_nothing_is_appended_to_a_file_whose_sync_failed() -> None:
+    disk = MemoryDisk()
+    wal = dropped_page(disk)
+    first = min(disk.files)
+    before = bytes(disk.files[first])
+    wal.append(b"new")
+    assert disk.files[first] == before and len(disk.files) == 2
+    assert [payload for _, payload in wal.replay()] == [b"kept" * 200, b"dropped" * 200, b"new"]
+
+
+@pytest.mark.parametrize("reopened", [False, True], ids=["in one life", "found by the next"])
+def test_what_a_failed_sync_lost_never_looks_like_damage(*, reopened: bool) -> None:
+    disk = MemoryDisk()
+    wal = dropped_page(disk)
+    if reopened:
+        wal = Wal.open(disk, segment_bytes=BIG)
+
+    async def story() -> None:
+        wal.append(b"new")
+        await wal.sync()
+        wal.append(b"newer")
+        cut = without_dropped_page(disk)
+        assert contents(cut) == [(1, b"kept" * 200)], "what was never said again was never promised"
+        keep = wal.restate([b"kept" * 200, b"said again"])
+        await wal.sync()
+        assert contents(without_dropped_page(disk)) == [(5, b"kept" * 200), (6, b"said again")]
+        wal.drop_before(keep)
+        await wal.sync()
+        wal.append(b"after")
+        disk.files[min(disk.files)][segment.HEAD_BYTES + 30] ^= 1
+        with pytest.raises(Corrupt, match="had been on disk"):
+            contents(disk)
+        disk.files[min(disk.files)][segment.HEAD_BYTES + 30] ^= 1
+
+    asyncio.run(story())
+    assert contents(disk)[-1] == (7, b"after"), "a mark takes no position"
+
+
+def test_a_sync_that_ends_after_another_one_failed_is_no_proof() -> None:
     disk = MemoryDisk()
 
-    async def first() -> None:
-        fill(disk, [b"a" * 50, b"b" * 50], segment_bytes=60)
+    async def story() -> None:
+        wal = Wal.open(disk, segment_bytes=BIG)
+        wal.append(b"one")
+        disk.sync_error = OSError(errno.EIO, "Input/output error")
+        failing = wal.sync()
+        disk.sync_error = None
+        wal.append(b"two")
+        following = wal.sync()
+        for future in (failing, following):
+            with pytest.raises(OSError, match=r"Input/output|failed before"):
+                await future
 
-    async def second() -> None:
-        wal = Wal.open(disk, segment_bytes=60)
+    asyncio.run(story())
+
+
+def test_a_restatement_counts_when_its_mark_is_whole_and_the_old_segments_stay_until_then() -> None:
+    disk = MemoryDisk()
+    asyncio.run(_synced(disk, [b"a" * 30, b"b" * 30]))
+    old = min(disk.files)
+
+    async def restated() -> None:
+        wal = Wal.open(disk, segment_bytes=BIG)
+        wal.restate([b"c" * 30, b"d" * 30], beyond=2)
+
+    asyncio.run(restated())
+    new = max(disk.files)
+    whole = bytes(disk.files[new])
+    for length in range(len(whole) + 1):
+        torn = disk.copy()
+        torn.files[new] = bytearray(whole[:length])
+        again = Wal.open(torn, segment_bytes=BIG)
+        found = [payload[:1] for _, payload in again.replay()]
+        if length == len(whole):
+            assert (found, again.beyond) == ([b"c", b"d"], 2)
+            assert old in torn.files, "the mark may not be on disk yet"
+        else:
+            survivors = max(0, length - segment.HEAD_BYTES) // (segment.RECORD_BYTES + 30)
+            assert (found, again.beyond) == ([b"a", b"b", b"c", b"d"][: 2 + survivors], 0)
+        if length == len(whole):
+            spoil(torn, old, "flipped")
+            assert [payload[:1] for _, payload in Wal.open(torn, segment_bytes=BIG).replay()] == [b"c", b"d"]
+
+
+async def _synced(disk: MemoryDisk, payloads: list[bytes]) -> None:
+    wal = Wal.open(disk, segment_bytes=BIG)
+    for payload in payloads:
+        wal.append(payload)
+    await wal.sync()
+
+
+def test_shadowed_segments_go_when_what_was_found_has_been_said_again() -> None:
+    disk = MemoryDisk()
+
+    async def story() -> None:
+        for life in range(3):
+            wal = Wal.open(disk, segment_bytes=BIG)
+            wal.restate([b"life %d" % life])
+        assert len(disk.files) == 3, "nobody had the time to sync"
+        wal = Wal.open(disk, segment_bytes=BIG)
+        assert [payload for _, payload in wal.replay()] == [b"life 2"]
+        keep = wal.restate([b"at last"])
         await wal.sync()
+        wal.drop_before(keep)
+        assert len(disk.files) == 1
 
-    asyncio.run(first())
-    disk.synced.clear()
-    asyncio.run(second())
-    assert len(contents(disk.power_cut())) == 2
+    asyncio.run(story())
+    assert [payload for _, payload in contents(disk)] == [b"at last"]
 
 
 def test_a_failed_sync_is_told_and_restart_begins_anew() -> None:
