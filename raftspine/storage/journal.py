@@ -91,7 +91,7 @@ class Journal:
         journal = cls(log, rotate_bytes=rotate_bytes, passed=passed)
         replay = _Replay(journal)
         replay.run(log)
-        journal._broken = bool(journal._groups or replay.unfinished)
+        journal._broken = bool(journal._groups or journal.identity or replay.unfinished)
         return journal
 
     def groups(self) -> tuple[GroupId, ...]:
@@ -188,7 +188,7 @@ class Journal:
     def _restatement(self) -> Iterator[bytes]:
         self._passed("journal:sealed")
         if self.identity:
-            self._append([[IDENTITY, 0, self.identity]])
+            yield from self._payloads([[IDENTITY, 0, self.identity]])
         for group in self._groups.values():
             yield from self._payloads([group.state(), *group.entry_records()])
 
