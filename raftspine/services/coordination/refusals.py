@@ -13,7 +13,7 @@ from typing import Any
 from raftspine.core.ledger.outcomes import Outcome, Status
 from raftspine.errors import Conflict, Corrupt, Forbidden, InvalidRequest, NotFound, SpineError, Unavailable
 
-_NAMED = re.compile(r"(?!there|it|the)[a-z][a-z_.]*(?= is | holds |: | begins )").match
+_NAMED = re.compile(r"(?!(?:there|it|the)\b)[a-z][a-z_.]*(?= is | holds |: | begins )").match
 
 Make = Callable[[Outcome], SpineError]
 
