@@ -102,8 +102,8 @@ def frame(position: int, unsynced: int, payload: bytes) -> bytes:
 
 
 def mark(position: int, unsynced: int, after: int) -> bytes:
-    """A mark, ready to be appended before the record at `position`: nothing before this segment is needed by an owner who holds what was logged up
-    to `after`."""
+    """A mark, ready to be appended before the record at `position`: nothing before this segment is needed by an owner
+    who holds what was logged up to `after`."""
     return _framed(_MARK | 8, position, unsynced, after.to_bytes(8, "big"))
 
 
