@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raftspine.core.ledger import commands, events, machine, outcomes
-from raftspine.core.ledger.outcomes import REFUSALS, Outcome
+from raftspine.core.ledger.outcomes import REFUSALS, Outcome, Status
 from raftspine.core.ledger.sessions import HELD, SESSIONS
 from raftspine.core.ledger.state import Place, SetRequest
 from raftspine.core.ledger.tables import unpack
@@ -48,7 +48,8 @@ class LedgerPair:
         assert [n for n, _ in fresh] == list(range(last + 1, window.last + 1)), "gap-free"
         assert all((event.index, event.sub) == (self.index, self.sub) for _, event in fresh)
         assert self.one.counter(NUMBERS) >= number
-        if getattr(command, "request", b"") and (command, outcome) not in self.asked:
+        decided = outcome.status not in (Status.RING_BEHIND, Status.SESSION_GONE)  # these ask for the request again
+        if decided and getattr(command, "request", b"") and (command, outcome) not in self.asked:
             self.asked.append((command, outcome))
         return outcome
 
