@@ -15,6 +15,7 @@ from msgspec import Struct
 from raftspine.client.coordination import obtain
 from raftspine.client.coordination.channel import Channel
 from raftspine.client.coordination.leases import Checked, Holder, Lease, Told
+from raftspine.client.coordination.presence import Presence
 from raftspine.errors import LeaseLost, Unavailable
 
 WATCH_S = 20.0
@@ -94,7 +95,7 @@ class Election:
         wait: float | None = None,
         owner: str | None = None,
         priority: int = 0,
-        session: str | None = None,
+        session: Presence | str | None = None,
         on_jeopardy: Told | None = None,
         on_lost: Told | None = None,
     ) -> Campaign:
@@ -103,7 +104,7 @@ class Election:
         body: dict[str, Any] = {"owner": owner or obtain.default_owner(self._on.agent_id), "value": value}
         body |= {"ttl_seconds": ttl, "priority": priority}
         if session is not None:
-            body["session_id"] = session
+            body["session_id"] = str(session)
         return Campaign(
             self._on, {self.name: self._ways}, body, wait, kind=Office, on_jeopardy=on_jeopardy, on_lost=on_lost
         )
