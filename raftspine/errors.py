@@ -11,8 +11,15 @@ try elsewhere, a caller who is told "unknown" may not. So the tree is cut by out
     │   ├── Unauthorized      no or an unknown API key
     │   ├── Forbidden         the key may not do this
     │   ├── NotFound          no such memory (`confirmed` says whether a majority agreed)
-    │   ├── Conflict          decided against the stored state (version, lock, gate …)
-    │   ├── Gone              it was there, and is no longer kept (compacted)
+    │   ├── Conflict          decided against the stored state (version …)
+    │   │   ├── LockHeld          somebody else holds it; says who, and our place in the queue
+    │   │   ├── LeaseLost         the lease, claim, office or session is not current
+    │   │   ├── Fenced            a guard's token is not current: this writer has been overtaken
+    │   │   ├── StaleToken        a fence has seen a higher token
+    │   │   ├── Deadlock          waiting would be for oneself
+    │   │   └── GateClosed        says what is unmet
+    │   ├── Gone              it was there, and is no longer kept
+    │   │   └── Compacted         the events asked for are
     │   ├── PreconditionFailed  an If-Match / If-None-Match header does not hold
     │   └── Misdirected       the right request at the wrong node: region or epoch
     ├── Unavailable   not done: nothing was proposed or it can never apply; retry freely
@@ -103,10 +110,76 @@ class Conflict(Rejected):
     code = "version_conflict"
 
 
+class LockHeld(Conflict):
+    """Somebody else holds the lock. ``holder`` is its owner, ``position`` the place in the queue this request has or
+    would have, ``ticket`` the name that keeps it; None where the store did not say."""
+
+    code = "lock_held"
+
+    @property
+    def holder(self) -> str | None:
+        return self.details.get("holder")
+
+    @property
+    def position(self) -> int | None:
+        return self.details.get("position")
+
+    @property
+    def ticket(self) -> str | None:
+        return self.details.get("ticket")
+
+    @property
+    def expires_at(self) -> str | None:
+        """When the holder's lease ends if it is not renewed."""
+        return self.details.get("expires_at")
+
+
+class LeaseLost(Conflict):
+    """This lease, claim, office or session is not, or can no longer be believed to be, current."""
+
+    code = "lease_not_current"
+
+
+class Fenced(Conflict):
+    """A guard's token is not current, so the write did not happen."""
+
+    code = "fenced"
+
+
+class StaleToken(Conflict):
+    """A fence has seen a higher token: ``highest``."""
+
+    code = "stale_token"
+
+    @property
+    def highest(self) -> int | None:
+        return self.details.get("highest")
+
+
+class Deadlock(Conflict):
+    """To wait for this would be to wait for oneself."""
+
+    code = "deadlock"
+
+
+class GateClosed(Conflict):
+    """The gate lets nobody through now; ``unmet`` lists why, each with a type and a reason."""
+
+    code = "gate_closed"
+
+    @property
+    def unmet(self) -> list[dict[str, Any]]:
+        return list(self.details.get("unmet") or ())
+
+
 class Gone(Rejected):
     """What was asked for was there, and is no longer kept."""
 
     code = "compacted"
+
+
+class Compacted(Gone):
+    """The events asked for are no longer kept: what happened since must be learned by reading the state."""
 
 
 class PreconditionFailed(Rejected):

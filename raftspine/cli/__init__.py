@@ -12,6 +12,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     """Run one command and return its exit code (see `exits`). Usage errors leave by SystemExit(2), as
     argparse does."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    behind: list[str] | None = None
+    if arguments[:2] == ["lock", "run"] and "--" in arguments:
+        # What is behind the dashes is another program's, options and all; argparse would read it as ours.
+        at = arguments.index("--")
+        arguments, behind = arguments[:at], arguments[at + 1 :]
     parser = build(os.environ if environ is None else environ)
     parsed, left = parser.parse_known_args(arguments)
     late = getattr(parsed, "optional_argument", None)
@@ -19,6 +24,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         # Before Python 3.13, argparse settles an optional argument at the first word it sees, and so refuses
         # `put ID --tags a CONTENT`.
         setattr(parsed, late, left.pop())
+    if behind is not None:
+        parsed.command += behind
     if left:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     return exits.guard(parsed.run, parsed)

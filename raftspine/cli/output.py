@@ -38,6 +38,13 @@ def as_json(value: Any) -> None:
     sys.stdout.write(pretty.decode() + "\n")
 
 
+def as_line(value: Any, *, stderr: bool = False) -> None:
+    """One JSON document on a line of its own, at once: for what has no end."""
+    file = sys.stderr if stderr else sys.stdout
+    file.write(msgspec.json.encode(value).decode() + "\n")
+    file.flush()
+
+
 def fields(values: Mapping[str, Any]) -> None:
     """Names and values, one a line; empty ones left out."""
     shown = [(name, value) for name, value in values.items() if value not in (None, "", (), [], {})]

@@ -4,18 +4,12 @@ Commands are named here and imported when they are run: `raftspine serve` must n
 `list`, nor `raftspine get` for the node.
 """
 
-from argparse import (
-    ArgumentParser,
-    ArgumentTypeError,
-    Namespace,
-    RawDescriptionHelpFormatter,
-    _SubParsersAction,
-)
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from argparse import ArgumentParser, RawDescriptionHelpFormatter, _SubParsersAction
+from collections.abc import Mapping
 
 from raftspine._version import __version__
-from raftspine.cli import exits
+from raftspine.cli import exits, grammar
+from raftspine.cli.values import batch_size, command, commas, importance, port, positive, positive_float
 
 DEFAULT_URL = "http://127.0.0.1:8788"
 
@@ -35,22 +29,15 @@ def build(environ: Mapping[str, str]) -> ArgumentParser:
     shared = _shared(environ)
     _nodes(commands)
     _memories(commands, shared)
+    grammar.coordination(commands, shared)
     _transfer(commands, shared)
     _cluster(commands, shared)
     _verify(commands, _shared(environ, timeout_s=2.0))
     _bench(commands, shared)
     completion = commands.add_parser("completion", help="print a completion script for your shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
-    completion.set_defaults(run=_command("completion", "completion"))
+    completion.set_defaults(run=command("completion", "completion"))
     return parser
-
-
-def _command(module: str, function: str) -> Callable[[Namespace], int]:
-    def run(arguments: Namespace) -> int:
-        found: Callable[[Namespace], int] = getattr(import_module(f"raftspine.cli.{module}"), function)
-        return found(arguments)
-
-    return run
 
 
 def _shared(environ: Mapping[str, str], timeout_s: float = 15.0) -> ArgumentParser:
@@ -59,15 +46,15 @@ def _shared(environ: Mapping[str, str], timeout_s: float = 15.0) -> ArgumentPars
     group = shared.add_argument_group("connection and output")
     group.add_argument(
         "--url",
-        type=_commas,
-        default=_commas(environ.get("RAFTSPINE_URL") or DEFAULT_URL),
+        type=commas,
+        default=commas(environ.get("RAFTSPINE_URL") or DEFAULT_URL),
         metavar="URL[,URL…]",
         help=f"one or more nodes (RAFTSPINE_URL; {DEFAULT_URL})",
     )
     group.add_argument("--api-key", default=environ.get("RAFTSPINE_API_KEY"), metavar="KEY", help="RAFTSPINE_API_KEY")
     group.add_argument(
         "--timeout",
-        type=_positive_float,
+        type=positive_float,
         default=timeout_s,
         metavar="S",
         help=f"seconds for one call ({timeout_s:g})",
@@ -84,16 +71,16 @@ def _nodes(commands: "_SubParsersAction[ArgumentParser]") -> None:
     serve.add_argument(
         "--parent-pipe", action="store_true", help="stop when standard input closes (used by `raftspine dev`)"
     )
-    serve.set_defaults(run=_command("serve", "serve"))
+    serve.set_defaults(run=command("serve", "serve"))
 
     dev = commands.add_parser("dev", help="run a whole cluster on this machine")
     dev.add_argument("--data-dir", default=".raftspine", metavar="DIR", help="where it lives (.raftspine)")
     dev.add_argument("--fresh", action="store_true", help="remove what an earlier `dev` left there")
-    dev.add_argument("--nodes", type=_positive, default=3, metavar="N", help="how many nodes (3)")
-    dev.add_argument("--port", type=_port, default=8788, help="HTTP port of the first; +100 for each next (8788)")
+    dev.add_argument("--nodes", type=positive, default=3, metavar="N", help="how many nodes (3)")
+    dev.add_argument("--port", type=port, default=8788, help="HTTP port of the first; +100 for each next (8788)")
     dev.add_argument("--durability", choices=("always", "interval"), default="always")
-    dev.add_argument("--shard-groups", type=_positive, default=16, metavar="G", help="1 to 64 (16)")
-    dev.set_defaults(run=_command("dev", "dev"))
+    dev.add_argument("--shard-groups", type=positive, default=16, metavar="G", help="1 to 64 (16)")
+    dev.set_defaults(run=command("dev", "dev"))
 
 
 def _memories(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser) -> None:
@@ -101,38 +88,38 @@ def _memories(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentPar
     put.add_argument("id", metavar="ID")
     put.add_argument("content", nargs="?", metavar="CONTENT", help="the text; left out or -: standard input")
     put.add_argument("--json", action="store_true", help="the content is JSON, not text")
-    put.add_argument("--tags", type=_commas, metavar="A,B", help="replace the tags; critical and lock go by Raft")
+    put.add_argument("--tags", type=commas, metavar="A,B", help="replace the tags; critical and lock go by Raft")
     put.add_argument("--agent", metavar="ID", help="who says so")
     put.add_argument("--namespace", metavar="NAME")
-    put.add_argument("--importance", type=_importance, metavar="I", help="low, medium, high, critical or 0..1")
+    put.add_argument("--importance", type=importance, metavar="I", help="low, medium, high, critical or 0..1")
     put.add_argument("--metadata", metavar="JSON", help="an object of your own")
-    put.add_argument("--ttl", type=_positive, metavar="S", help="forget it after so many seconds")
+    put.add_argument("--ttl", type=positive, metavar="S", help="forget it after so many seconds")
     put.add_argument("--pinned", action="store_true", default=None)
     put.add_argument("--expected-version", metavar="V", help="refuse (4) when another version is stored")
     put.add_argument("--if-absent", action="store_true", help="refuse (4) when the id exists")
     put.add_argument("--consistency", metavar="MODEL", help="ask for a stronger model than the tags demand")
-    put.set_defaults(run=_command("memories", "put"), optional_argument="content")
+    put.set_defaults(run=command("memories", "put"), optional_argument="content")
 
     get = commands.add_parser("get", help="read a memory", parents=[shared])
     get.add_argument("id", metavar="ID")
     get.add_argument("--consistency", metavar="MODEL", help="strong, causal, read-your-writes or eventual")
     get.add_argument("--content", action="store_true", help="print the content and nothing else")
-    get.set_defaults(run=_command("memories", "get"))
+    get.set_defaults(run=command("memories", "get"))
 
     listing = commands.add_parser("list", help="list memories", parents=[shared])
     _filters(listing)
-    listing.add_argument("--limit", type=_positive, default=100, metavar="N", help="at most so many (100)")
-    listing.set_defaults(run=_command("memories", "list_"))
+    listing.add_argument("--limit", type=positive, default=100, metavar="N", help="at most so many (100)")
+    listing.set_defaults(run=command("memories", "list_"))
 
     remove = commands.add_parser("rm", help="remove memories", parents=[shared])
     remove.add_argument("ids", nargs="+", metavar="ID")
     remove.add_argument("--expected-version", metavar="V", help="refuse (4) when another version is stored")
-    remove.set_defaults(run=_command("memories", "remove"))
+    remove.set_defaults(run=command("memories", "remove"))
 
     route = commands.add_parser("route", help="explain where a memory goes, and why", parents=[shared])
-    route.add_argument("--tags", type=_commas, default=[], metavar="A,B")
+    route.add_argument("--tags", type=commas, default=[], metavar="A,B")
     route.add_argument("--id", metavar="ID")
-    route.set_defaults(run=_command("memories", "route"))
+    route.set_defaults(run=command("memories", "route"))
 
 
 def _filters(parser: ArgumentParser) -> None:
@@ -146,21 +133,21 @@ def _filters(parser: ArgumentParser) -> None:
 def _transfer(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser) -> None:
     load = commands.add_parser("import", help="store the memories of a JSON Lines file", parents=[shared])
     load.add_argument("file", metavar="FILE", help="also .gz, or - for standard input")
-    load.add_argument("--batch", type=_batch_size, default=100, metavar="N", help="memories per request (100)")
-    load.add_argument("--concurrency", type=_positive, default=4, metavar="N", help="requests at a time (4)")
-    load.set_defaults(run=_command("transfer", "load"))
+    load.add_argument("--batch", type=batch_size, default=100, metavar="N", help="memories per request (100)")
+    load.add_argument("--concurrency", type=positive, default=4, metavar="N", help="requests at a time (4)")
+    load.set_defaults(run=command("transfer", "load"))
 
     dump = commands.add_parser("export", help="write memories as JSON Lines", parents=[shared])
     dump.add_argument("file", nargs="?", metavar="FILE", help="also .gz; - or left out: standard output")
     _filters(dump)
-    dump.set_defaults(run=_command("transfer", "dump"), optional_argument="file")
+    dump.set_defaults(run=command("transfer", "dump"), optional_argument="file")
 
 
 def _cluster(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser) -> None:
     cluster = commands.add_parser("cluster", help="look at the cluster")
     verbs = cluster.add_subparsers(title="commands", metavar="COMMAND", required=True)
     status = verbs.add_parser("status", help="what is up, what is wrong, what to do", parents=[shared])
-    status.set_defaults(run=_command("cluster", "status"))
+    status.set_defaults(run=command("cluster", "status"))
 
 
 def _verify(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser) -> None:
@@ -171,36 +158,36 @@ def _verify(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParse
         epilog="exit codes of verify: 0 every promise kept; 1 a promise broken; 2 the command line is at fault; 3 "
         "nothing broken, but something undecided; 4 the cluster cannot be reached",
     )
-    verify.add_argument("--seconds", type=_positive_float, default=30.0, metavar="S", help="how long to work (30)")
-    verify.add_argument("--rate", type=_positive_float, default=100.0, metavar="R", help="operations a second (100)")
-    verify.add_argument("--clients", type=_positive, default=12, metavar="N", help="clients at a time (12)")
+    verify.add_argument("--seconds", type=positive_float, default=30.0, metavar="S", help="how long to work (30)")
+    verify.add_argument("--rate", type=positive_float, default=100.0, metavar="R", help="operations a second (100)")
+    verify.add_argument("--clients", type=positive, default=12, metavar="N", help="clients at a time (12)")
     verify.add_argument(
         "--output-dir", default="verify-report", metavar="DIR", help="where the report goes (verify-report)"
     )
     verify.add_argument("--keep", action="store_true", help="do not remove what was written")
-    verify.set_defaults(run=_command("verify", "verify"))
+    verify.set_defaults(run=command("verify", "verify"))
 
 
 def _bench(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser) -> None:
     bench = commands.add_parser("bench", help="measure a cluster", parents=[shared])
     bench.add_argument(
         "--workload",
-        type=_commas,
+        type=commas,
         default=["write", "read", "mixed"],
         metavar="W[,W…]",
         help="write, read, mixed, strong-write, strong-read, batch, ycsb-a, -b, -c, -d, -f",
     )
-    bench.add_argument("--clients", type=_positive, default=64, metavar="N", help="connections (64)")
-    bench.add_argument("--seconds", type=_positive_float, default=10.0, metavar="S", help="measured time (10)")
+    bench.add_argument("--clients", type=positive, default=64, metavar="N", help="connections (64)")
+    bench.add_argument("--seconds", type=positive_float, default=10.0, metavar="S", help="measured time (10)")
     bench.add_argument("--warmup", type=float, default=1.0, metavar="S", help="time before that (1)")
     bench.add_argument(
         "--rate",
-        type=_positive_float,
+        type=positive_float,
         metavar="R",
         help="open loop: so many operations a second, whatever the answers do",
     )
-    bench.add_argument("--value-bytes", type=_positive, default=256, metavar="B")
-    bench.add_argument("--keys", type=_positive, default=10_000, metavar="K")
+    bench.add_argument("--value-bytes", type=positive, default=256, metavar="B")
+    bench.add_argument("--keys", type=positive, default=10_000, metavar="K")
     bench.add_argument("--distribution", choices=("zipfian", "uniform"), default="zipfian")
     bench.add_argument("--generator", choices=("own", "wrk"), default="own")
     bench.add_argument(
@@ -209,51 +196,4 @@ def _bench(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser
         help="start fresh clusters (and etcd, where installed) on this machine and compare",
     )
     bench.add_argument("--write", metavar="FILE.md", help="with --suite: the report, and a .json beside it")
-    bench.set_defaults(run=_command("bench", "bench"))
-
-
-# ── values ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _commas(text: str) -> list[str]:
-    return [part for part in (piece.strip() for piece in text.split(",")) if part]
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 65535):
-        raise ArgumentTypeError(f"{text!r} is not a port (1 to 65535)")
-    return int(text)
-
-
-def _batch_size(text: str) -> int:
-    if _positive(text) > 1000:
-        raise ArgumentTypeError("a batch holds at most 1000 memories")
-    return int(text)
-
-
-def _importance(text: str) -> str | float:
-    if text in ("low", "medium", "high", "critical"):
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise ArgumentTypeError(f"{text!r} is none of low, medium, high, critical, and not a number from 0 to 1")
-    return value
+    bench.set_defaults(run=command("bench", "bench"))

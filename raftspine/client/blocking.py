@@ -1,89 +1,36 @@
-"""The blocking face: the async client on a loop of its own, in a thread of its own.
+"""The blocking face: the async client on a loop of its own, in a thread of its own (see `threads`). It has no rule of
+its own: every method waits for the one of the same name."""
 
-There is one implementation of every operation; what is here only waits for it. A second, synchronous client
-would be a second set of retry rules, and the two would disagree in exactly the cases that are hard to test.
-"""
-
-import asyncio
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from functools import wraps
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
+from raftspine.client.coordination.blocking import BlockingCoordination
 from raftspine.client.operations import Operations
 from raftspine.client.records import Record
 from raftspine.client.spine import DEFAULT_TIMEOUT_S, AsyncSession, AsyncSpine
+from raftspine.client.threads import Blocking, LoopThread, waiting
 from raftspine.errors import Unavailable
 from raftspine.ports import Entropy
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
-
-class _Loop:
-    """An event loop that runs in a daemon thread until it is stopped."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="raftspine-client", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`. An interrupt of the waiting thread cancels it."""
-        if self._loop.is_closed():
-            work.close()
-            raise Unavailable("this client is closed", code="closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def stop(self) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-
-def _blocking(
-    method: Callable[Concatenate[Operations, P], Awaitable[T]],
-) -> "Callable[Concatenate[_Face, P], T]":
-    """The same method, same arguments, same exceptions, that returns when it is done."""
-
-    @wraps(method)
-    def wait(self: "_Face", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        async def work() -> T:
-            return await method(self._operations, *args, **kwargs)
-
-        return self._runner.run(work())
-
-    return wait
-
-
-class _Face:
+class _Face(Blocking[Operations]):
     """Operations as plain calls; see `Operations` for what each one does."""
 
-    def __init__(self, operations: Operations, runner: _Loop) -> None:
-        self._operations = operations
-        self._runner = runner
-
-    put = _blocking(Operations.put)
-    add = _blocking(Operations.add)
-    patch = _blocking(Operations.patch)
-    delete = _blocking(Operations.delete)
-    batch = _blocking(Operations.batch)
-    get = _blocking(Operations.get)
-    page = _blocking(Operations.page)
-    conflicts = _blocking(Operations.conflicts)
-    versions = _blocking(Operations.versions)
-    route = _blocking(Operations.route)
-    topology = _blocking(Operations.topology)
-    status = _blocking(Operations.status)
-    request_status = _blocking(Operations.request_status)
-    void_request = _blocking(Operations.void_request)
+    put = waiting(Operations.put)
+    add = waiting(Operations.add)
+    patch = waiting(Operations.patch)
+    delete = waiting(Operations.delete)
+    batch = waiting(Operations.batch)
+    get = waiting(Operations.get)
+    page = waiting(Operations.page)
+    conflicts = waiting(Operations.conflicts)
+    versions = waiting(Operations.versions)
+    route = waiting(Operations.route)
+    topology = waiting(Operations.topology)
+    status = waiting(Operations.status)
+    request_status = waiting(Operations.request_status)
+    void_request = waiting(Operations.void_request)
 
     def list(self, **filters: Any) -> Iterator[Record]:
         """All memories that meet the filters of `page`, fetched page by page while you iterate."""
@@ -99,7 +46,7 @@ class _Face:
 class Session(_Face):
     """A line of work that reads what it wrote; see `AsyncSession`."""
 
-    def __init__(self, session: AsyncSession, runner: _Loop) -> None:
+    def __init__(self, session: AsyncSession, runner: LoopThread) -> None:
         super().__init__(session, runner)
         self._session = session
 
@@ -109,7 +56,7 @@ class Session(_Face):
         return self._session.token
 
 
-class Spine(_Face):
+class Spine(_Face, BlockingCoordination):
     """A blocking client of one cluster; safe to share between threads. Close it, or use it in a `with`."""
 
     def __init__(
@@ -126,7 +73,7 @@ class Spine(_Face):
         self._client = AsyncSpine(
             url, api_key=api_key, agent_id=agent_id, timeout=timeout, consistency=consistency, entropy=entropy
         )
-        super().__init__(self._client, _Loop())
+        super().__init__(self._client, LoopThread())
 
     def __enter__(self) -> "Spine":
         return self

@@ -5,7 +5,7 @@ adds to a request. Writing the methods once is what keeps the three from driftin
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -23,6 +23,24 @@ class Unset:
 
 
 UNSET = Unset()
+
+
+class Guards(Protocol):
+    """What can guard a write: a lease, an office."""
+
+    @property
+    def guards(self) -> list[dict[str, Any]]: ...
+
+
+Guarded = Guards | Sequence[Guards] | None
+
+
+def guards(given: Guarded) -> list[dict[str, Any]]:
+    """The conditions `[{lock, token, space}]` of one lease, or of several."""
+    if given is None:
+        return []
+    several = given if isinstance(given, Sequence) else (given,)
+    return [condition for one in several for condition in one.guards]
 
 
 class Operations:
@@ -50,16 +68,20 @@ class Operations:
         pinned: bool | None = None,
         expected_version: str | None = None,
         if_absent: bool = False,
+        guard: Guarded = None,
         idempotency_key: str | None = None,
     ) -> Record:
         """Store a memory under `id`, replacing what is there. Without `tags` the stored ones stay.
 
-        `expected_version` refuses with Conflict, `if_absent` with PreconditionFailed, when the stored state
-        is another. `idempotency_key` lets a later call repeat this one; drawn afresh when not given.
+        `expected_version` refuses with Conflict, `if_absent` with PreconditionFailed, when the stored state is
+        another; `guard` with Fenced, when the token of a lease is not current. `idempotency_key` lets a later call
+        repeat this one; drawn afresh when not given.
         """
         body = _draft(content, tags, agent_id, namespace, importance, metadata, ttl_seconds, pinned)
         if expected_version is not None:
             body["expected_version"] = expected_version
+        if guard is not None:
+            body["guard"] = guards(guard)
         headers = {"If-None-Match": "*"} if if_absent else {}
         reply = await self._write("PUT", _memory(id), body, headers=headers, key=idempotency_key)
         return records.record(reply.body)
@@ -93,6 +115,7 @@ class Operations:
         ttl_seconds: int | Unset | None = UNSET,
         pinned: bool | Unset = UNSET,
         expected_version: str | None = None,
+        guard: Guarded = None,
         idempotency_key: str | None = None,
     ) -> Record:
         """Change the given fields; the others stay. `ttl_seconds=None` removes the expiry."""
@@ -108,16 +131,24 @@ class Operations:
         body = {name: value for name, value in given.items() if not isinstance(value, Unset)}
         if expected_version is not None:
             body["expected_version"] = expected_version
+        if guard is not None:
+            body["guard"] = guards(guard)
         reply = await self._write("PATCH", _memory(id), body, key=idempotency_key)
         return records.record(reply.body)
 
     async def delete(
-        self, id: str, *, expected_version: str | None = None, idempotency_key: str | None = None
+        self,
+        id: str,
+        *,
+        expected_version: str | None = None,
+        guard: Guarded = None,
+        idempotency_key: str | None = None,
     ) -> None:
         """Remove a memory; removing what is not there succeeds too. `expected_version` refuses with Conflict
-        when another one is stored."""
+        when another one is stored, `guard` with Fenced when the token of a lock is not current."""
         query = {} if expected_version is None else {"expected_version": expected_version}
-        await self._write("DELETE", _memory(id), None, query=query, key=idempotency_key)
+        headers = {} if guard is None else {"X-Spine-Fencing": _fencing(guards(guard))}
+        await self._write("DELETE", _memory(id), None, query=query, headers=headers, key=idempotency_key)
 
     async def batch(
         self, ops: Iterable[Mapping[str, Any]], *, idempotency_key: str | None = None
@@ -132,7 +163,7 @@ class Operations:
     async def void_request(self, key: str) -> dict[str, Any]:
         """Settle an unknown outcome: afterwards the request with this Idempotency-Key has happened or never
         will; the answer says which."""
-        return records.plain((await self._write("POST", f"/v1/requests/{_quoted(key)}/void", None)).body)
+        return records.plain((await self._write("POST", f"/v1/requests/{quoted(key)}/void", None)).body)
 
     # ── reads ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -200,7 +231,7 @@ class Operations:
 
     async def request_status(self, key: str) -> dict[str, Any]:
         """What became of the request with this Idempotency-Key: done, void or unknown."""
-        return records.plain((await self._read(f"/v1/requests/{_quoted(key)}")).body)
+        return records.plain((await self._read(f"/v1/requests/{quoted(key)}")).body)
 
     # ── how a call goes out ─────────────────────────────────────────────────────────────────────────────────
 
@@ -222,14 +253,12 @@ class Operations:
         key: str | None = None,
     ) -> Reply:
         sent = dict(headers or {})
-        encoded = None if body is None else _encoded(body)
-        if encoded is not None:
+        data = None if body is None else encoded(body)
+        if data is not None:
             sent["Content-Type"] = "application/json"
         if self._consistency:
             sent["X-Spine-Consistency"] = self._consistency
-        request = Request(
-            method, path, query or {}, sent, encoded, key or self._wire.new_key(), repeats=key is not None
-        )
+        request = Request(method, path, query or {}, sent, data, key or self._wire.new_key(), repeats=key is not None)
         return await self._call(request)
 
     async def _call(self, request: Request) -> Reply:
@@ -262,20 +291,28 @@ def _draft(
     return {"content": content, **{name: value for name, value in optional.items() if value is not None}}
 
 
-def _encoded(body: Any) -> bytes:
+def encoded(body: Any, field: str = "$.content") -> bytes:
+    """A body as JSON. InvalidRequest when it holds what JSON has no word for."""
     try:
         return _json.encode(body)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidRequest(f"the memory cannot be written as JSON: {error}", field="$.content") from error
+        raise InvalidRequest(f"{field} cannot be written as JSON: {error}", field=field) from error
+
+
+def _fencing(conditions: Sequence[Mapping[str, Any]]) -> str:
+    """Guards as a header, for a request without a body. It has no word for an election."""
+    if any(condition["space"] != "lock" for condition in conditions):
+        raise InvalidRequest("a delete can be guarded by locks only; an office can guard one in a txn", field="guard")
+    return ",".join(f"{quoted(condition['lock'])}={condition['token']}" for condition in conditions)
 
 
 def _memory(id: str) -> str:
     if not id:
         raise InvalidRequest("an id has 1 to 255 bytes", field="id")
-    return "/v1/memories/" + _quoted(id)
+    return "/v1/memories/" + quoted(id)
 
 
-def _quoted(segment: str) -> str:
+def quoted(segment: str) -> str:
     """One path segment. Dots alone would be taken for a step up by whatever normalises paths on the way."""
     try:
         quoted = quote(segment, safe="")

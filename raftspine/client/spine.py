@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from raftspine.client.coordination.channel import Channel
+from raftspine.client.coordination.face import Coordination
 from raftspine.client.endpoints import Endpoints
 from raftspine.client.entropy import OsEntropy
 from raftspine.client.operations import Operations
@@ -43,7 +45,7 @@ class AsyncSession(Operations):
             return reply
 
 
-class AsyncSpine(Operations):
+class AsyncSpine(Operations, Coordination):
     """A client of one cluster; safe to share between tasks of one event loop.
 
     `url` is one node's address or several: with several, a failing node is left for the next. `timeout` is
@@ -63,6 +65,7 @@ class AsyncSpine(Operations):
         """Raises Misuse when an address is not one. Connects at the first call."""
         wire = Wire(Endpoints(url), api_key=api_key, timeout_s=timeout, entropy=entropy or OsEntropy())
         super().__init__(wire, agent_id, consistency)
+        self.channel = Channel(wire, agent_id)
 
     async def __aenter__(self) -> "AsyncSpine":
         return self
@@ -73,7 +76,8 @@ class AsyncSpine(Operations):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections, those of the sessions included."""
+        """Close the connections, those of the sessions included. What is held is not given back by this."""
+        await self.channel.close()
         await self._wire.close()
 
     def session(

@@ -8,7 +8,7 @@ work again under a new key, and do it twice.
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import NamedTuple
 
 import aiohttp
@@ -42,8 +42,10 @@ short enough that a wrong address is soon called one."""
 
 
 class Request(NamedTuple):
-    """What goes to a node. `path` is already percent-encoded. `key` is None on reads. `repeats`: the key came from
-    the caller, so an earlier call may have sent it, and no attempt of this one may claim to be the first."""
+    """What goes to a node. `path` is already percent-encoded. `key` is None on what may be repeated without one.
+    `repeats`: the key came from the caller, so an earlier call may have sent it, and no attempt of this one may claim
+    to be the first. `hold_s`: how long the node may keep the answer back by request. `within_s`: the time for all
+    attempts, where it is not the client's usual one."""
 
     method: str
     path: str
@@ -52,6 +54,8 @@ class Request(NamedTuple):
     body: bytes | None = None
     key: str | None = None
     repeats: bool = False
+    hold_s: float = 0.0
+    within_s: float | None = None
 
 
 class Reply(NamedTuple):
@@ -95,7 +99,8 @@ class Wire:
     async def send(self, request: Request) -> Reply:
         """The reply, with a status below 400. Raises the SpineError that the store, or the lack of one, means."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout_s
+        total_s = self._timeout_s if request.within_s is None else request.within_s
+        deadline = loop.time() + total_s + request.hold_s
         backoff = Backoff(len(self.endpoints), self._entropy)
         attempt, doubt, reached = int(request.repeats), False, loop.time()
         while True:
@@ -103,7 +108,7 @@ class Wire:
             url = self.endpoints.current()
             error: SpineError
             try:
-                reply = await self._attempt(url, request, attempt, deadline - loop.time())
+                reply = await self._attempt(url, request, attempt, deadline - loop.time(), total_s / 3)
             except _NotSentError as cause:
                 error = Unavailable(f"{url} cannot be reached: {cause}", code="unreachable")
             except _BrokenError as cause:
@@ -123,11 +128,37 @@ class Wire:
                 raise self._outcome(request, error, doubt)
             await asyncio.sleep(pause)
 
+    async def follow(self, request: Request, idle_s: float) -> AsyncGenerator[bytes, None]:
+        """The lines of an answer that goes on, from the node that is asked first; it ends when the node ends it.
+        Raises the SpineError of a refusal, and Unavailable when there is no answer, or no line for `idle_s` seconds;
+        the next call then asks another node."""
+        url = self.endpoints.current()
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=idle_s)
+        target = URL(url + request.path, encoded=True).with_query(request.query)
+        try:
+            async with self._connections().request(
+                request.method,
+                target,
+                headers={**self._headers, **request.headers},
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                if response.status >= 400:
+                    error = problems.rebuild(response.status, response.headers, await response.read())
+                    if response.status in RETRIED:
+                        self.endpoints.failed(url)
+                    raise error
+                async for line in response.content:
+                    yield line
+        except (aiohttp.ClientError, TimeoutError, _BrokenError) as error:
+            self.endpoints.failed(url)
+            raise Unavailable(f"{url}: {_why(error)}", code="no_answer") from error
+
     async def ask(self, url: str, request: Request, timeout_s: float) -> Reply:
         """One attempt at one given node, whatever it answers; for looking at nodes rather than through them.
         Raises Unavailable when it does not answer."""
         try:
-            return await self._attempt(url, request, 1, timeout_s)
+            return await self._attempt(url, request, 1, timeout_s, timeout_s)
         except (_NotSentError, _BrokenError) as cause:
             raise Unavailable(f"{url}: {cause}", code="unreachable") from cause
 
@@ -142,13 +173,14 @@ class Wire:
             details={**error.details, "idempotency_key": request.key},
         )
 
-    async def _attempt(self, url: str, request: Request, attempt: int, remaining_s: float) -> Reply:
-        """One exchange. A third of the total time at most, so that a node that hangs leaves time for another."""
+    async def _attempt(self, url: str, request: Request, attempt: int, remaining_s: float, share_s: float) -> Reply:
+        """One exchange, in its share of the time, so that a node that hangs leaves time for another; what the node
+        may hold back comes on top."""
         headers = {**self._headers, **request.headers}
         if request.key is not None:
             headers["Idempotency-Key"] = request.key
             headers["X-Spine-Attempt"] = str(attempt)
-        share = remaining_s if len(self.endpoints) == 1 else min(remaining_s, self._timeout_s / 3)
+        share = remaining_s if len(self.endpoints) == 1 else min(remaining_s, share_s + request.hold_s)
         timeout = aiohttp.ClientTimeout(total=max(share, 0.001), sock_connect=CONNECT_S)
         target = URL(url + request.path, encoded=True)
         if request.query:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -57,6 +58,8 @@ class FakeServer:
         self.poisoned: dict[str, Fault] = {}
         """Ids whose operations fail inside a batch."""
         self.seen: list[Seen] = []
+        self.also: Callable[[Seen], tuple[int, Any]] | None = None
+        """Answers what the dictionary of memories does not: status and body; above 400 the inside of the envelope."""
         self.ready: tuple[int, dict[str, Any]] = (200, {"ready": True, "node": name, "reasons": []})
         self.status: dict[str, Any] = {"cluster": "fake", "nodes": []}
         self.topology: dict[str, Any] = {"epoch": 1, "members": [], "groups": []}
@@ -169,6 +172,9 @@ class FakeServer:
                     return _problem(Fault(409, "version_conflict"))
                 self.memories.pop(id, None)
                 return web.Response(status=204)
+        if self.also is not None:
+            status, body = self.also(seen)
+            return _json(body if status < 400 else {"error": body}, status)
         return _problem(Fault(404, "not_found"))
 
     def _put(self, id: str, seen: Seen) -> web.Response:

@@ -109,6 +109,14 @@ def test_completion_writes_memories_in_the_same_step() -> None:
             found = await site.get("/v1/memories/report?consistency=strong", via=via)
             assert (found.json["content"], found.json["consistency"]) == (1, "strong")
         assert site.group(queue) == site.group("{report}")
+        stray = next(name for name in "abcdefgh" if site.group("{" + name + "}") != site.group(queue))
+        elsewhere = {"then": [{"op": "put", "id": stray, "content": 1}]}
+        assert (await site.post(path, elsewhere)).code == "cross_group"
+        await site.post(path, {"id": "u"})
+        (task,) = (await site.post(f"{path}/claim", {})).json["tasks"]
+        crossed = await site.post(f"{path}/u/complete", {"claim_token": task["claim_token"], **elsewhere})
+        assert (crossed.status, crossed.code) == (422, "cross_group")
+        assert (await site.get(f"{path}/u")).json["state"] == "claimed"
 
     play(story, nodes=4, gateways=1)
 

@@ -70,7 +70,7 @@ class Coordination:
         self.fences = Fences(door)
         self.access = Access(door)
         composed = Composed(door, pictures, strong, rpc, topology, engine)
-        self.tasks = Tasks(door, waits, self.sessions, composed)
+        self.tasks = Tasks(door, waits, self.sessions, composed, topology)
         self.gates = Gates(door, waits, counted=figures.count)
         self.txns = Txns(door, composed, topology)
         self.watch = Watch(door, rpc, topology, engine, clock)

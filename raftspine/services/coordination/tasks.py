@@ -22,13 +22,15 @@ from raftspine.core.ledger.task_commands import (
 )
 from raftspine.core.ledger.task_rows import QUEUES
 from raftspine.errors import Conflict, NotFound
+from raftspine.model import GroupId
 from raftspine.ports import Clock
 from raftspine.services.coordination.composed import Composed
-from raftspine.services.coordination.door import Caller, Door, Moment
+from raftspine.services.coordination.door import Caller, Door, Moment, cross_group
 from raftspine.services.coordination.refusals import refusal
 from raftspine.services.coordination.sessions import Sessions, lifetime
 from raftspine.services.coordination.waits import Waits
 from raftspine.services.deadlines import LEAST_SECONDS
+from raftspine.services.topology import Topology
 
 
 class Job(NamedTuple):
@@ -45,8 +47,9 @@ class Job(NamedTuple):
 
 
 class Tasks:
-    def __init__(self, door: Door, waits: Waits, sessions: Sessions, composed: Composed) -> None:
+    def __init__(self, door: Door, waits: Waits, sessions: Sessions, composed: Composed, topology: Topology) -> None:
         self._door = door
+        self._topology = topology
         self._waits = waits
         self._sessions = sessions
         self._composed = composed
@@ -61,6 +64,7 @@ class Tasks:
 
     async def enqueue(self, caller: Caller, queue: str, job: Job) -> tuple[dict[str, Any], bool]:
         """The task's id and state, and whether it is new. Conflict(`version_conflict`) for an id that is taken."""
+        group = self._group(queue, job.then)
         id = job.id or self._door.id()
         command = EnqueueTask(
             queue,
@@ -73,7 +77,7 @@ class Tasks:
             job.dedupe,
             job.then,
         )
-        outcome = await self._door.execute(self._door.group(queue), command, caller)
+        outcome = await self._door.execute(group, command, caller)
         return {"queue": queue, **outcome.result}, outcome.created
 
     # ── claims ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -126,8 +130,18 @@ class Tasks:
     ) -> dict[str, Any]:
         """Finished, and what completion writes is written; late repetitions get the first result."""
         command = CompleteTask(queue, id, token, result, then)
-        outcome = await self._composed.execute(self._door.group(queue), command, caller)
+        outcome = await self._composed.execute(self._group(queue, then), command, caller)
         return {"queue": queue, "id": id, "state": rows.DONE, **outcome.result}
+
+    def _group(self, queue: str, then: tuple[PutMemory, ...]) -> GroupId:
+        """The queue's group. Completion writes its memories in one step, so they must live there too: written into
+        another group than their own they would be found by nobody."""
+        group = self._door.group(queue)
+        homes = {op.id: self._topology.group_of(op.id, op.memory.agent_id, op.memory.tags) for op in then}
+        if any(home != group for home in homes.values()):
+            places = {f"queue {queue}": group, **{f"memory {id}": home for id, home in homes.items()}}
+            raise cross_group("$.then", places)
+        return group
 
     async def fail(
         self, caller: Caller, queue: str, id: str, token: int, *, error: str, retry: bool, delay_ms: int | None
