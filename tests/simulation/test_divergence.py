@@ -145,6 +145,33 @@ def test_a_follower_that_differs_is_found_quarantined_and_healed() -> None:
     play(main)
 
 
+def test_a_wrong_replica_is_healed_although_all_have_lost_a_disk_once() -> None:
+    async def main(site: Site) -> None:
+        await write(site, 3)
+        for lost in site.cluster.hosts.values():
+            lost.crash(power=True)
+            lost.wipe()
+            lost.start()
+
+            def counts(lost: SimHost = lost) -> bool:
+                views = [run_of(host) for host in site.cluster.live()]
+                member = run_of(lost).raft.member
+                return "~" in member and all(
+                    member in view.raft.status(group).voters for view in views for group in view.raft.groups()
+                )
+
+            await site.until(counts, "it votes again", 60)
+            await site.agreed()
+        odd = followers(site)[0]
+        installed = run_of(odd).raft.traffic.installed
+        go_wrong(odd, "odd")
+        await write(site, 20, start=3)
+        await site.until(lambda: run_of(odd).raft.traffic.installed > installed, "it got another state", 60)
+        await healed(site)
+
+    play(main)
+
+
 def test_a_wrong_replica_votes_and_is_never_a_candidate() -> None:
     async def main(site: Site) -> None:
         await write(site, 3)
