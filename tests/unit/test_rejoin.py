@@ -153,6 +153,25 @@ def test_a_rejoin_goes_on_wherever_it_was_interrupted() -> None:
     story(main)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.5])
+def test_a_disk_that_refuses_to_note_who_it_is_is_asked_again(seconds: float) -> None:
+    async def main(site: Site) -> None:
+        await write(site, 0, 3)
+        c = host(site, "c")
+        c.crash(power=True)
+        c.wipe()
+        c.start()
+        await asyncio.sleep(seconds)
+        c.disk.full = True
+        await asyncio.sleep(5)
+        if node_at(c)._identity.member is None:
+            assert "cannot be written" in node_at(c).overview.ready()[1][0]
+        c.disk.full = False
+        await rejoined(site, "c")
+
+    story(main)
+
+
 def test_a_rejoin_goes_on_under_another_leader() -> None:
     async def main(site: Site) -> None:
         await write(site, 0, 6)
