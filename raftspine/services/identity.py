@@ -85,12 +85,14 @@ def open_journal(
     load: Callable[[], Journal],
     engine: Engine,
     fault: Callable[[Journal], str | None],
+    known: str | None = None,
 ) -> tuple[Journal, str | None]:
-    """The journal, and why the one that was here is void: damaged, said to be void by itself, of another store, or
-    contradicted by the store (`fault`). It has been moved aside then, and the journal returned is empty."""
+    """The journal, and why the one that was here is void: found to be so in this very process (`known`), damaged,
+    said to be void by itself, of another store, or contradicted by the store (`fault`). It has been moved aside then,
+    and the journal returned is empty."""
     try:
         journal = load()
-        reason = _void(journal, engine) or fault(journal)
+        reason = known or _void(journal, engine) or fault(journal)
     except Corrupt as error:
         reason = f"the Raft journal is damaged: {error.message}"
     if reason is None:
@@ -264,7 +266,8 @@ class Identity:
                     await self._speak_as(recorder, founded)
                     return
                 else:
-                    log.warning("the cluster exists and does not know this life of this node", peer=peer)
+                    if self._repeats.due((peer, "exists"), answer["state"], loop.time()):
+                        log.warning("the cluster exists and does not know this life of this node", peer=peer)
                     return
             missing = [node for node in _holders(self._plan) if node not in heard]
             voters_heard = not any(node in self._plan.meta for node in missing)
@@ -296,28 +299,29 @@ class Identity:
         return isinstance(answer, SpineError)
 
     async def _rejoin(self, recorder: Recorder, rpc: Rpc, news: Bell, retry_ms: int) -> None:
-        """Have the meta group record another member for this node."""
+        """Ask every peer once to have the meta group record another member for this node. Whether there is a cluster
+        to join is asked anew each time: the peer that said so may have had the data of another one."""
         assert self._life is not None, "a life was begun"
         loop = asyncio.get_running_loop()
         member = self._next_member = self._next_member or f"{self._node}~{self._entropy.token_bytes(4).hex()}"
         self.waits_for = f"rejoining as {member}: the meta group has not recorded it yet"
-        log.warning("this node lost its Raft journal; it asks to rejoin", member=member)
-        while True:
-            waiting = news.next(loop)
-            for peer in [m.id for m in self._plan.members if m.id != self._node and rpc.connected(m.id)]:
-                try:
-                    answer = await rpc.call(peer, JOIN, (self._cluster, member), timeout_ms=ASK_MS)
-                except SpineError as error:
-                    if self._repeats.due(peer, error.code, loop.time()):
-                        log.info("not recorded as another member yet", peer=peer, reason=error.message)
-                    continue
-                table = codec.decode_table(answer)
-                mine = table.member(self._node)
-                if mine is not None and mine.raft_id == member:
-                    await self._speak_as(recorder, structs.replace(self._life, member=member, epoch=table.epoch))
-                    self._topology.adopt(table)
-                    return
-            await news.heard(retry_ms / 1000, loop, waiting)
+        if self._repeats.due("rejoin", member, loop.time()):
+            log.warning("this node lost its Raft journal; it asks to rejoin", member=member)
+        waiting = news.next(loop)
+        for peer in [m.id for m in self._plan.members if m.id != self._node and rpc.connected(m.id)]:
+            try:
+                answer = await rpc.call(peer, JOIN, (self._cluster, member), timeout_ms=ASK_MS)
+            except SpineError as error:
+                if self._repeats.due((peer, "join"), error.code, loop.time()):
+                    log.info("not recorded as another member yet", peer=peer, reason=error.message)
+                continue
+            table = codec.decode_table(answer)
+            mine = table.member(self._node)
+            if mine is not None and mine.raft_id == member:
+                await self._speak_as(recorder, structs.replace(self._life, member=member, epoch=table.epoch))
+                self._topology.adopt(table)
+                return
+        await news.heard(retry_ms / 1000, loop, waiting)
 
     # ── being asked ─────────────────────────────────────────────────────────────────────────────────────────
 
