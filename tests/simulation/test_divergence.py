@@ -62,8 +62,8 @@ def go_wrong(host: SimHost, text: str) -> None:
     ledger = run_of(host)._ledger
     apply = ledger._apply_shard
 
-    def wrong(group: Any, at: Any, time_ms: int, entry: Any) -> Any:
-        results, rows, done = apply(group, at, time_ms, entry)
+    def wrong(group: Any, *entry: Any) -> Any:
+        results, rows, done = apply(group, *entry)
         if group == GROUP and done:
             del ledger._apply_shard
             done.append(text.encode())
