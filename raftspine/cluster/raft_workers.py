@@ -235,10 +235,13 @@ class Workers:
         return await handover.ended
 
     async def step_down_all(self) -> None:
-        """Give every led group to the reachable follower that has most of its log."""
-        moves = []
-        for group in self._groups.values():
-            reachable = [voter for voter in self._reachable(group) if group.answers(voter)]
-            if group.engine.leads and reachable:
-                moves.append(self.transfer(group, node_of(max(reachable, key=group.engine.match))))
-        await asyncio.gather(*moves)
+        """Give every led group to the reachable follower that has most of its log, or to the next one."""
+        await asyncio.gather(*(self._step_down(group) for group in self._groups.values()))
+
+    async def _step_down(self, group: RaftGroup) -> None:
+        if group.handover is not None:  # perhaps to the preferred replica: another cannot begin before it has ended
+            await asyncio.wait([group.handover.ended])
+        reachable = [voter for voter in self._reachable(group) if group.answers(voter)]
+        for voter in sorted(reachable, key=group.engine.match, reverse=True):
+            if not group.engine.leads or await self.transfer(group, node_of(voter)):
+                return

@@ -519,6 +519,23 @@ def test_a_planned_stop_gives_all_leaderships_away_and_answers_everybody():
     with_cluster(scene, groups=6)
 
 
+def test_a_planned_stop_amid_a_handover_that_fails_gives_leadership_to_another():
+    async def scene(cluster):
+        leader = cluster.leader()
+        await cluster.settled()
+        deaf, other = others(cluster, leader)
+        cluster.network.cut(leader.name, deaf.name)
+        await leader.host.propose(G, command("r", "append", "k", 1))
+        handover = leader.host._groups[G].begin_handover(deaf.member, cluster.loop.time() + 0.5)
+        assert handover is not None
+        await leader.host.step_down_all()
+        assert handover.ended.result() is False
+        assert leader.host.status(G).role != "leader"
+        await cluster.until(lambda: other.host.status(G).role == "leader", 1.0)
+
+    with_cluster(scene)
+
+
 def test_leaders_spread_to_the_preferred_replicas():
     async def scene(cluster):
         def spread():
