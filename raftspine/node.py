@@ -113,7 +113,8 @@ class World:
 class Node:
     """One node: opened on a world, started, stopped. `memories` and `overview` are its face."""
 
-    def __init__(self, config: Config, node: NodeId, world: World) -> None:
+    def __init__(self, config: Config, node: NodeId, world: World, *, void: str | None = None) -> None:
+        """`void`: why the Raft journal on this world is void, if its last owner in this process found it to be."""
         clock, timing = world.clock, config.timing
         self.config = config
         self.id = node
@@ -173,7 +174,7 @@ class Node:
         self._ledger = LedgerHost(engine, replica, on_table=topology.adopt, passed=world.passed)
         self.void: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Resolves, with the reason, when this node must be started anew: it has ceased to take part by then."""
-        journal, void = open_journal(world.raft_log, self._open_journal, engine, self._fault)
+        journal, void = open_journal(world.raft_log, self._open_journal, engine, self._fault, void)
         self._identity = identity = Identity(
             node,
             config.name,
@@ -493,15 +494,19 @@ async def serve(config: Config, node: NodeId, make_world: MakeWorld = real_world
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stop.set)
+    void = None
     while not stop.is_set():
-        await _live(config, node, stop, make_world)
+        void = await _live(config, node, stop, make_world, void)
 
 
-async def _live(config: Config, node: NodeId, stop: asyncio.Event, make_world: MakeWorld) -> None:
-    """One life of a node: until it is told to stop, or finds that it must begin anew."""
+async def _live(
+    config: Config, node: NodeId, stop: asyncio.Event, make_world: MakeWorld, void: str | None
+) -> str | None:
+    """One life of a node: until it is told to stop, or finds that it must begin anew. Returns why it must: the next
+    one is told so, because a full disk may not have taken the word."""
     member = config.member(node)
     async with make_world(config, node) as world:
-        running = Node(config, node, world)
+        running = Node(config, node, world, void=void)
         http = HttpServer(
             build(
                 running.memories,
@@ -527,6 +532,7 @@ async def _live(config: Config, node: NodeId, stop: asyncio.Event, make_world: M
         running.coordination.drain()
         await http.stop()
         await running.stop()
+        return running.void.result() if running.void.done() else None
 
 
 def _tls(security: Security) -> Tls | None:

@@ -28,7 +28,7 @@ import structlog
 
 from raftspine.cluster import raft_frames as frames
 from raftspine.cluster.raft_types import GroupLog
-from raftspine.model import NodeId
+from raftspine.model import MemberId
 from raftspine.ports import Doubt, Mark, StateMachine
 
 REPEAT_TICKS = 10
@@ -54,10 +54,10 @@ class Audit:
 
     def __init__(
         self,
-        me: NodeId,
+        me: MemberId,
         group_log: GroupLog,
         machine: StateMachine,
-        voters: Callable[[], tuple[NodeId, ...]],
+        voters: Callable[[], tuple[MemberId, ...]],
         emit: Callable[..., None],
         doubted: Callable[[], None],
     ) -> None:
@@ -67,13 +67,13 @@ class Audit:
         self._voters = voters
         self._emit = emit
         self._doubted = doubted
-        self._reports: dict[NodeId, dict[_Bounds, bytes]] = {}
-        self._standing: dict[NodeId, int] = {}
+        self._reports: dict[MemberId, dict[_Bounds, bytes]] = {}
+        self._standing: dict[MemberId, int] = {}
         self._told: Sequence[Mark] = ()
         self._ticks = 0
         self._open: dict[_Bounds, int] = {}
         """Differences that not all voters have spoken on, and the tick they were first seen in."""
-        self._named: set[NodeId] = set()
+        self._named: set[MemberId] = set()
         """Those that are known to differ, and were told of."""
         self.divergences = 0
         """How often a replica, this one or another, was found to differ."""
@@ -89,7 +89,7 @@ class Audit:
     def standing(self) -> int:
         return SOUND if self.doubt is None else WRONG if self.doubt.wrong else DISPUTED
 
-    def sound(self, peer: NodeId) -> bool:
+    def sound(self, peer: MemberId) -> bool:
         """Whether nothing is known against a peer's state."""
         return self._standing.get(peer, SOUND) == SOUND
 
@@ -112,8 +112,8 @@ class Audit:
                     self._emit(peer, frames.MARKS, term, [list(mark) for mark in marks], self.standing)
         self.judge()
 
-    def ask_for_snapshot(self, term: int, leader: NodeId | None) -> None:
-        """Ask the leader for its state, if this one is wrong and nothing is known against the leader's."""
+    def ask_for_snapshot(self, term: int, leader: MemberId | None) -> None:
+        """Ask the leading member for its state, if this one is wrong and nothing is known against the leader's."""
         doubt = self.doubt
         if doubt is None or not doubt.wrong or leader is None or leader == self._me:
             return
@@ -123,7 +123,7 @@ class Audit:
         if report.get((doubt.mark.below, doubt.mark.since)) != doubt.mark.digest:
             self._emit(leader, frames.SNAPSHOT_WANTED, term)
 
-    def heard(self, peer: NodeId, marks: Sequence[Sequence[Any]], standing: int) -> None:
+    def heard(self, peer: MemberId, marks: Sequence[Sequence[Any]], standing: int) -> None:
         """A peer's account of itself, which replaces what it said before."""
         self._reports[peer] = {(below, since): digest for below, since, digest in marks[-KEPT:]}
         if standing == WRONG and self._name(peer):
@@ -151,7 +151,7 @@ class Audit:
             if told:
                 self._compare(mine, told)
 
-    def _compare(self, mine: Mark, told: dict[NodeId, bytes]) -> None:
+    def _compare(self, mine: Mark, told: dict[MemberId, bytes]) -> None:
         voters = len(self._voters())
         digests = [mine.digest, *told.values()]
         agreed = next((digest for digest in digests if 2 * digests.count(digest) > voters), None)
@@ -179,7 +179,7 @@ class Audit:
                 self.doubt, self.stored = None, False
                 self._named.discard(self._me)
 
-    def _name(self, voter: NodeId) -> bool:
+    def _name(self, voter: MemberId) -> bool:
         """Count a divergence; False when it was counted before."""
         if voter in self._named:
             return False
@@ -196,6 +196,6 @@ class Audit:
         )  # fmt: skip
         self._doubted()
 
-    def _text(self, what: str, mine: Mark, told: dict[NodeId, bytes]) -> str:
+    def _text(self, what: str, mine: Mark, told: dict[MemberId, bytes]) -> str:
         said = ", ".join(f"{voter} {digest.hex()}" for voter, digest in told.items())
         return f"{what} below entry {mine.below}: {self._me} {mine.digest.hex()}, {said}"

@@ -324,6 +324,8 @@ class RaftGroup:
         self.engine.take_members(members)
         self.flow.take_members(self.peers)
         self._reads.take_members(others)
+        if self.engine.leads:
+            self._reads.settle()  # fewer may be needed now, and nobody be left to answer
         self._guard.take_members(members, removed=self.removed)
         if self.handover is not None and self.handover.to not in others:
             self._end_handover(left=False)

@@ -38,7 +38,7 @@ from raftspine.cluster.raft_snapshot import SnapshotReceiver, Traffic
 from raftspine.cluster.raft_staging import Staging
 from raftspine.cluster.raft_types import GroupLog, RaftJournal, RaftLimits, RaftTiming
 from raftspine.cluster.raft_workers import Workers
-from raftspine.errors import Corrupt, Misuse, NoSpace, SpineError, Unavailable
+from raftspine.errors import Corrupt, InvalidRequest, Misuse, NoSpace, SpineError, Unavailable
 from raftspine.model import GroupId, MemberId, NodeId, node_of
 from raftspine.ports import (
     Change,
@@ -499,7 +499,11 @@ class RaftHost:
     def _receive_snapshot(self, answer: Handler, source: NodeId, body: Any) -> Any:
         if not self._running or self._reason is not None:
             raise Unavailable(self._reason or "this node is stopping")
-        return answer(source, body)
+        if not isinstance(body, (list, tuple)) or not body:
+            raise InvalidRequest("malformed snapshot call")
+        if body[0] != self.member:
+            raise Unavailable(f"the snapshot is for {body[0]}, this is {self.member}", code="snapshot_refused")
+        return answer(source, body[1:])
 
     def _tidy_stages(self) -> Coroutine[Any, Any, None] | None:
         return self._receiver.tidy() if self._receiver.untidy else None

@@ -6,10 +6,12 @@ durably, moves its log's base, and answers only when that is in its journal too.
 state is touched; a chunk that comes twice or too late changes nothing; entries above the snapshot stay unless they
 contradict it.
 
-    offer    [group, term, index, at term, time_ms, members, anew]  -> [chunks held, on disk, their SHA-256] or None
-    chunk    [group, term, index, at term, number, SHA-256, data]   -> [chunk wanted next, chunks on disk]
-    install  [group, term, index, at term, chunks, SHA-256 of all]  -> True, once all of the above has happened
+    offer    [to, group, term, index, at term, time_ms, members, anew]  -> [chunks held, on disk, their SHA-256], None
+    chunk    [to, group, term, index, at term, number, SHA-256, data]   -> [chunk wanted next, chunks on disk]
+    install  [to, group, term, index, at term, chunks, SHA-256 of all]  -> True, once all of the above has happened
 
+`to` is the member it is for: a transfer that was meant for an earlier life of the node would push aside, again and
+again, what its present one has staged.
 A snapshot is named by its place in the log, not by who sends it. So whoever offers the same one again (after a lost
 link, a restart of the receiver, a change of leader in a group at rest) learns how much of it is there and goes on
 behind it, provided the prefix has the checksum of its own copy. Calls go over the bulk lane, a connection of its own,
@@ -131,7 +133,6 @@ class _Transfer:
         self._moved_at = self._now()
 
     async def run(self, stream: AsyncIterator[bytes]) -> None:
-        log.info("sending a snapshot", group=self._group.group, peer=self._peer, index=self._target.at.index)
         offered = await self._insist(OFFER, self._offer(anew=False))
         if offered is None:
             return
@@ -212,12 +213,15 @@ class _Transfer:
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _call(self, method: str, body: list[Any]) -> "asyncio.Future[Any]":
-        return self._rpc.call(node_of(self._peer), method, body, timeout_ms=CALL_TIMEOUT_MS, bulk=True)
+        peer = self._peer
+        return self._rpc.call(node_of(peer), method, [peer, *body], timeout_ms=CALL_TIMEOUT_MS, bulk=True)
 
     def _check_office(self) -> None:
         engine = self._group.engine
         if not engine.leads or engine.term != self._term or self._group.doubt is not None:
             raise Unavailable("leadership was lost during a snapshot", code="no_leader")
+        if self._peer not in self._group.peers:
+            raise Unavailable(f"{self._peer} has left the group", code="snapshot_refused")
 
 
 class SnapshotReceiver:
@@ -314,7 +318,7 @@ class SnapshotReceiver:
         """True once the snapshot is in force and in the journal."""
         group, term, at, (count, digest) = _parse(body, 2)
         held = self._heard(source, group, term)
-        if self._finished.get(group) == at or (group not in self._installing and self._covered(held, at)):
+        if group not in self._installing and (self._covered(held, at) or self._repeated(held, at)):
             return True
         if group not in self._installing:
             staged = self._expected(group, at)
@@ -338,6 +342,11 @@ class SnapshotReceiver:
         if held.doubt is not None:
             return at.index < self._machine.position(held.group).index
         return held.holds(at)
+
+    def _repeated(self, held: RaftGroup, at: Position) -> bool:
+        """Whether the sender asks again for what it has not heard the end of. A state that is in doubt again since is
+        replaced again, also by a snapshot of the same place."""
+        return held.doubt is None and self._finished.get(held.group) == at
 
     def _expected(self, group: GroupId, at: Position) -> Staged:
         staged = self._staging.get(group)

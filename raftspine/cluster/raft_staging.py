@@ -4,9 +4,8 @@ A snapshot that is gathered in memory costs as much of it as the group is large,
 chunk is appended to a file of its group with its checksum, and what is read back after a crash is the longest run of
 chunks that are whole: a torn one and all behind it are cut away, and the sender is asked for them again.
 
-The file is also a note for the restart. Between "the new state is in force" and "the journal knows" a crash leaves a
-journal that contradicts its state machine. A file that ends with `E` says that exactly this was under way, and with
-which term, time and voters the journal has to go on (RaftHost._align).
+A file that ends with `E` was whole and verified. That it was about to be put in force is noted elsewhere, in the
+journal (`GroupLog.expect`), which must know what log goes with the state it finds after a crash.
 
     file = "RSPSNAP\\x01", frames          frame = kind (1), length (4), SHA-256 of the payload (32), payload
     kinds  H  group, index, term, time_ms, members      D  a chunk      E  number of chunks, SHA-256 of all of them

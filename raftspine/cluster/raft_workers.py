@@ -14,6 +14,7 @@ import structlog
 
 from raftspine.cluster.raft_group import RaftGroup
 from raftspine.cluster.raft_snapshot import Pace, SnapshotSender, Traffic
+from raftspine.core.repeats import Repeats
 from raftspine.errors import SpineError
 from raftspine.model import GroupId, MemberId, NodeId, node_of
 from raftspine.ports import Clock, CrashPoint, Entropy, Position, Rpc, SnapshotProgress, StateMachine
@@ -60,6 +61,7 @@ class Workers:
         self._passed = passed
         self._traffic = traffic
         self._tidy = tidy
+        self._repeats = Repeats()
         self._pace = Pace(clock, snapshot_bytes_per_second)
         self._storing: set[RaftGroup] = set()
         self._compacting = False
@@ -115,7 +117,10 @@ class Workers:
                     self._passed("compaction:recorded")
                     self._changed(group)
         except (SpineError, OSError) as error:
-            log.warning("Raft logs were not compacted", error=error)
+            if self._repeats.due("compaction", str(error), self._clock.monotonic()):
+                log.warning("Raft logs were not compacted", error=error)
+        else:
+            self._repeats.over("compaction")
         finally:
             self._compacting = False
 
@@ -135,13 +140,20 @@ class Workers:
 
     async def _send(self, group: RaftGroup, peer: MemberId) -> None:
         sender = SnapshotSender(self._rpc, self._machine, self._clock, self._pace, self._traffic)
+        # One that fails is begun again every second, all night if need be.
+        to = (group.group, node_of(peer))
+        if self._repeats.due((*to, "begun"), peer, self._clock.monotonic()):
+            log.info("sending a snapshot", group=group.group, peer=peer)
         try:
             index = await sender.send(group, peer)
             if group.engine.leads:
                 group.flow.snapshot_installed(peer, index)
+            self._repeats.over(to)
+            self._repeats.over((*to, "begun"))
         except Exception as error:  # noqa: BLE001 (the follower must be tried again, whatever it was)
             self._traffic.failed += 1
-            log.warning("a Raft snapshot was not transferred", group=group.group, peer=peer, error=error)
+            if self._repeats.due(to, str(error), self._clock.monotonic()):
+                log.warning("a Raft snapshot was not transferred", group=group.group, peer=peer, error=error)
             group.flow.snapshot_failed(peer, self._clock.monotonic())
         finally:
             del group.sending[peer]
@@ -162,7 +174,7 @@ class Workers:
         if audit.wrong and group.engine.leads and group.handover is None:
             self._spawn(self._make_way(group))
         elif audit.wrong and not group.installing:
-            audit.ask_for_snapshot(group.engine.term, group.leader)
+            audit.ask_for_snapshot(group.engine.term, group.engine.leader)
         if group.express:
             self._changed(group)
 
@@ -172,14 +184,15 @@ class Workers:
             await self._machine.set_doubt(group.group, doubt)
             group.audit.stored = group.audit.doubt == doubt
         except (SpineError, OSError) as error:  # tried again with the next audit; the doubt holds meanwhile
-            log.warning("a doubt could not be stored", group=group.group, error=error)
+            if self._repeats.due(group.group, str(error), self._clock.monotonic()):
+                log.warning("a doubt could not be stored", group=group.group, error=error)
         finally:
             self._storing.discard(group)
 
     async def _make_way(self, group: RaftGroup) -> None:
         """Lead no more: to the best of the replicas nothing is known against, or to nobody."""
-        able = [peer for peer in group.peers if self._rpc.connected(peer) and group.audit.sound(peer)]
-        left = bool(able) and await self.transfer(group, max(able, key=group.engine.match))
+        able = [voter for voter in self._reachable(group) if group.audit.sound(voter)]
+        left = bool(able) and await self.transfer(group, node_of(max(able, key=group.engine.match)))
         if not left and group.engine.leads and group.audit.wrong:
             group.engine.resign()
             self._changed(group)
@@ -207,6 +220,11 @@ class Workers:
             handover.ended.add_done_callback(ended)
             self._changed(group)
 
+    def _reachable(self, group: RaftGroup) -> list[MemberId]:
+        """The other voters of a group whose nodes are connected."""
+        others = (voter for voter in group.members.voters if voter != group.me)
+        return [voter for voter in others if self._rpc.connected(node_of(voter))]
+
     async def transfer(self, group: RaftGroup, to: NodeId) -> bool:
         """Hand leadership to a node's voter; whether this node has stopped leading."""
         voter = next((voter for voter in group.members.voters if node_of(voter) == to), MemberId(to))
@@ -217,11 +235,13 @@ class Workers:
         return await handover.ended
 
     async def step_down_all(self) -> None:
-        """Give every led group to the reachable follower that has most of its log."""
-        moves = []
-        for group in self._groups.values():
-            others = [voter for voter in group.members.voters if voter != group.me]
-            reachable = [voter for voter in others if self._rpc.connected(node_of(voter)) and group.answers(voter)]
-            if group.engine.leads and reachable:
-                moves.append(self.transfer(group, node_of(max(reachable, key=group.engine.match))))
-        await asyncio.gather(*moves)
+        """Give every led group to the reachable follower that has most of its log, or to the next one."""
+        await asyncio.gather(*(self._step_down(group) for group in self._groups.values()))
+
+    async def _step_down(self, group: RaftGroup) -> None:
+        if group.handover is not None:  # perhaps to the preferred replica: another cannot begin before it has ended
+            await asyncio.wait([group.handover.ended])
+        reachable = [voter for voter in self._reachable(group) if group.answers(voter)]
+        for voter in sorted(reachable, key=group.engine.match, reverse=True):
+            if not group.engine.leads or await self.transfer(group, node_of(voter)):
+                return

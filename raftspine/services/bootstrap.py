@@ -17,6 +17,7 @@ import structlog
 
 from raftspine import codec
 from raftspine.core.ledger import cluster
+from raftspine.core.repeats import Repeats
 from raftspine.errors import Misuse, SpineError, Unavailable, Unknown
 from raftspine.model import META_GROUP, NodeId, Table
 from raftspine.ports import Engine, Entropy, ReplicatedLog, Rpc
@@ -52,6 +53,7 @@ class ClusterBootstrap:
         self._topology = topology
         self._engine = engine
         self._data_dir = data_dir
+        self._repeats = Repeats()
 
     # ── at start, before any network ────────────────────────────────────────────────────────────────────────
 
@@ -126,10 +128,10 @@ class ClusterBootstrap:
         peers = [m.id for m in self._plan.members if m.id != self._node and rpc.connected(m.id)]
         calls = [rpc.call(peer, GET_TABLE, self._name, timeout_ms=timeout_ms) for peer in peers]
         for peer, answer in zip(peers, await asyncio.gather(*calls, return_exceptions=True), strict=True):
-            if isinstance(answer, Misuse):
-                log.error("a peer refuses to share its table", peer=peer, reason=answer.message)
-            elif isinstance(answer, SpineError):
-                log.info("a peer did not give the table", peer=peer, reason=answer.message)
+            if isinstance(answer, SpineError):
+                if self._repeats.due(peer, answer.code, asyncio.get_running_loop().time()):
+                    say = log.error if isinstance(answer, Misuse) else log.info
+                    say("a peer did not give the table", peer=peer, reason=answer.message)
             elif isinstance(answer, BaseException):
                 raise answer
             elif answer is not None:

@@ -32,6 +32,7 @@ from msgspec import Struct, structs
 
 from raftspine import codec
 from raftspine.core.ledger import cluster
+from raftspine.core.repeats import Repeats
 from raftspine.errors import Corrupt, Misuse, SpineError, Unavailable
 from raftspine.model import META_GROUP, GroupId, MemberId, NodeId, Table, node_of
 from raftspine.ports import Directory, Engine, Entropy, Position, ReplicatedLog, Rpc
@@ -84,12 +85,14 @@ def open_journal(
     load: Callable[[], Journal],
     engine: Engine,
     fault: Callable[[Journal], str | None],
+    known: str | None = None,
 ) -> tuple[Journal, str | None]:
-    """The journal, and why the one that was here is void: damaged, said to be void by itself, of another store, or
-    contradicted by the store (`fault`). It has been moved aside then, and the journal returned is empty."""
+    """The journal, and why the one that was here is void: found to be so in this very process (`known`), damaged,
+    said to be void by itself, of another store, or contradicted by the store (`fault`). It has been moved aside then,
+    and the journal returned is empty."""
     try:
         journal = load()
-        reason = _void(journal, engine) or fault(journal)
+        reason = known or _void(journal, engine) or fault(journal)
     except Corrupt as error:
         reason = f"the Raft journal is damaged: {error.message}"
     if reason is None:
@@ -159,6 +162,9 @@ class Identity:
             or (self._life is None and store is not None and store["settled"])
             or (not journal.groups() and any(position(group).index for group in groups))
         )
+        self._next_member = ""
+        """As whom this node asks to rejoin: the same name however often it asks."""
+        self._repeats = Repeats()
         self.waits_for = ""
         """Why this node does not speak yet, for the operator; empty once it does."""
 
@@ -189,14 +195,26 @@ class Identity:
     # ── finding out ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def settle(self, recorder: Recorder, rpc: Rpc, *, news: Bell, retry_ms: int = 500) -> None:
-        """Return once this node may speak, `recorder.member` being set. Waits for as long as it takes."""
-        if self.member is None:
-            await self._begin_life(recorder)
-            if self.member is None and not self._lived:
-                await self._found(recorder, rpc, news, retry_ms)
-            if self.member is None:
-                await self._rejoin(recorder, rpc, news, retry_ms)
+        """Return once this node may speak, `recorder.member` being set. Waits for as long as it takes, also for a
+        disk that refuses to note who it is. Returns without a member when the life turned out to be void."""
+        loop = asyncio.get_running_loop()
+        while self.member is None and not (self._life is not None and self._life.void):
+            waiting = news.next(loop)
+            try:
+                await self._find_out(recorder, rpc, news, retry_ms)
+            except SpineError as error:
+                self.waits_for = f"what this node found out about itself cannot be written down: {error.message}"
+                if self._repeats.due("disk", error.code, loop.time()):
+                    log.warning("this node does not know yet as whom it speaks", reason=self.waits_for)
+                await news.heard(retry_ms / 1000, loop, waiting)
         self.waits_for = ""
+
+    async def _find_out(self, recorder: Recorder, rpc: Rpc, news: Bell, retry_ms: int) -> None:
+        await self._begin_life(recorder)
+        if self.member is None and not self._lived:
+            await self._found(recorder, rpc, news, retry_ms)
+        if self.member is None:
+            await self._rejoin(recorder, rpc, news, retry_ms)
 
     async def _begin_life(self, recorder: Recorder) -> None:
         """Give the journal a life, and let the store know which."""
@@ -240,14 +258,16 @@ class Identity:
                 if answer["state"] == "blank" and tuple(answer["meta"]) == self._plan.meta:
                     heard[peer] = answer["life"]
                 elif answer["state"] == "blank":
-                    log.error("a peer's cluster file names other voters", peer=peer, theirs=answer["meta"])
+                    if self._repeats.due(peer, "voters", loop.time()):
+                        log.error("a peer's cluster file names other voters", peer=peer, theirs=answer["meta"])
                 elif answer["roster"].get(self._node) == self._life.life:
                     roster, meta = answer["roster"], tuple(answer["meta"])
                     founded = structs.replace(self._life, member=self._node, roster=roster, meta=meta)
                     await self._speak_as(recorder, founded)
                     return
                 else:
-                    log.warning("the cluster exists and does not know this life of this node", peer=peer)
+                    if self._repeats.due((peer, "exists"), answer["state"], loop.time()):
+                        log.warning("the cluster exists and does not know this life of this node", peer=peer)
                     return
             missing = [node for node in _holders(self._plan) if node not in heard]
             voters_heard = not any(node in self._plan.meta for node in missing)
@@ -268,30 +288,40 @@ class Identity:
         peers = [node for node in _holders(self._plan) if node != self._node and rpc.connected(node)]
         calls = [rpc.call(peer, ASK, self._cluster, timeout_ms=ASK_MS) for peer in peers]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        return [pair for pair in zip(peers, answers, strict=True) if not _failed(*pair)]
+        return [pair for pair in zip(peers, answers, strict=True) if not self._failed(*pair)]
+
+    def _failed(self, peer: NodeId, answer: Any) -> bool:
+        if isinstance(answer, Misuse):
+            if self._repeats.due(peer, "cluster", asyncio.get_running_loop().time()):
+                log.error("a peer is of another cluster", peer=peer, reason=answer.message)
+        elif isinstance(answer, BaseException) and not isinstance(answer, SpineError):
+            raise answer
+        return isinstance(answer, SpineError)
 
     async def _rejoin(self, recorder: Recorder, rpc: Rpc, news: Bell, retry_ms: int) -> None:
-        """Have the meta group record another member for this node."""
+        """Ask every peer once to have the meta group record another member for this node. Whether there is a cluster
+        to join is asked anew each time: the peer that said so may have had the data of another one."""
         assert self._life is not None, "a life was begun"
         loop = asyncio.get_running_loop()
-        member = f"{self._node}~{self._entropy.token_bytes(4).hex()}"
+        member = self._next_member = self._next_member or f"{self._node}~{self._entropy.token_bytes(4).hex()}"
         self.waits_for = f"rejoining as {member}: the meta group has not recorded it yet"
-        log.warning("this node lost its Raft journal; it asks to rejoin", member=member)
-        while True:
-            waiting = news.next(loop)
-            for peer in [m.id for m in self._plan.members if m.id != self._node and rpc.connected(m.id)]:
-                try:
-                    answer = await rpc.call(peer, JOIN, (self._cluster, member), timeout_ms=ASK_MS)
-                except SpineError as error:
+        if self._repeats.due("rejoin", member, loop.time()):
+            log.warning("this node lost its Raft journal; it asks to rejoin", member=member)
+        waiting = news.next(loop)
+        for peer in [m.id for m in self._plan.members if m.id != self._node and rpc.connected(m.id)]:
+            try:
+                answer = await rpc.call(peer, JOIN, (self._cluster, member), timeout_ms=ASK_MS)
+            except SpineError as error:
+                if self._repeats.due((peer, "join"), error.code, loop.time()):
                     log.info("not recorded as another member yet", peer=peer, reason=error.message)
-                    continue
-                table = codec.decode_table(answer)
-                mine = table.member(self._node)
-                if mine is not None and mine.raft_id == member:
-                    await self._speak_as(recorder, structs.replace(self._life, member=member, epoch=table.epoch))
-                    self._topology.adopt(table)
-                    return
-            await news.heard(retry_ms / 1000, loop, waiting)
+                continue
+            table = codec.decode_table(answer)
+            mine = table.member(self._node)
+            if mine is not None and mine.raft_id == member:
+                await self._speak_as(recorder, structs.replace(self._life, member=member, epoch=table.epoch))
+                self._topology.adopt(table)
+                return
+        await news.heard(retry_ms / 1000, loop, waiting)
 
     # ── being asked ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -370,11 +400,3 @@ def _holders(plan: Table) -> list[NodeId]:
 
 def _waiting(missing: Iterable[NodeId]) -> str:
     return f"a cluster is founded once all its nodes have been heard: waiting for {', '.join(missing)}"
-
-
-def _failed(peer: NodeId, answer: Any) -> bool:
-    if isinstance(answer, Misuse):
-        log.error("a peer is of another cluster", peer=peer, reason=answer.message)
-    elif isinstance(answer, BaseException) and not isinstance(answer, SpineError):
-        raise answer
-    return isinstance(answer, SpineError)

@@ -19,6 +19,7 @@ from functools import partial
 
 import structlog
 
+from raftspine.core.repeats import Repeats
 from raftspine.errors import SpineError
 from raftspine.model import GroupId, MemberId, NodeId, Table, node_of
 from raftspine.ports import AddLearner, Change, Promote, Remove, ReplicatedLog
@@ -50,6 +51,7 @@ class Replacement:
         self._node = node
         self._log = replicated_log
         self._topology = topology
+        self._repeats = Repeats()
 
     async def run(self) -> None:
         """Work until cancelled; a new table starts a round early."""
@@ -83,8 +85,11 @@ class Replacement:
             async with asyncio.timeout(STEP_SECONDS):
                 members = await self._log.change(group, change)
         except (SpineError, TimeoutError) as error:
-            log.info("a change of members has to wait", group=group, change=change, reason=str(error))
+            what = (change, error.code if isinstance(error, SpineError) else "slow")
+            if self._repeats.due(group, what, asyncio.get_running_loop().time()):
+                log.info("a change of members has to wait", group=group, change=change, reason=str(error))
             return False
+        self._repeats.over(group)
         log.info("members changed", group=group, change=change, voters=members.voters, learners=members.learners)
         return True
 

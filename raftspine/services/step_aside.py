@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import structlog
 
 from raftspine.errors import SpineError
-from raftspine.model import GroupId, NodeId
+from raftspine.model import GroupId, NodeId, node_of
 from raftspine.ports import Engine, LogStatus, Rpc
 
 CHECK_SECONDS = 0.25
@@ -47,14 +47,14 @@ class StepAside:
     async def round(self) -> None:
         """Offer each led group to the replicas that can lead it, until one has taken it."""
         led = [status for group in self._raft.groups() if (status := self._raft.status(group)).leader == self._node]
-        voters = sorted({voter for status in led for voter in status.voters if voter != self._node})
-        able = {voter for voter in voters if await self._takes_writes(voter)}
+        peers = sorted({node_of(voter) for status in led for voter in status.voters} - {self._node})
+        able = {peer for peer in peers if await self._takes_writes(peer)}
         await asyncio.gather(*(self._hand_over(status, able) for status in led))
 
     async def _hand_over(self, status: LogStatus, able: set[NodeId]) -> None:
-        for voter in status.voters:
-            if voter in able and await self._raft.transfer(status.group, voter):
-                log.info("led elsewhere while this store takes no writes", group=status.group, to=voter)
+        for node in map(node_of, status.voters):
+            if node in able and await self._raft.transfer(status.group, node):
+                log.info("led elsewhere while this store takes no writes", group=status.group, to=node)
                 return
 
     async def _takes_writes(self, peer: NodeId) -> bool:

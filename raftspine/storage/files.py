@@ -22,6 +22,9 @@ from raftspine.storage.futures import SharedFuture
 
 LOCK_NAME = "lock"
 
+ASIDE_NAME = "aside"
+"""A file that is there while the others are being moved aside: what is left of them must not be read as a log."""
+
 Job = Callable[[], None]
 
 
@@ -36,6 +39,8 @@ class FileDirectory:
         self._lock = _hold(self._path / LOCK_NAME)
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        if (self._path / ASIDE_NAME).exists():  # the process that began this died
+            self.set_aside()
 
     @property
     def path(self) -> str:
@@ -43,7 +48,7 @@ class FileDirectory:
 
     def names(self) -> list[str]:
         with os.scandir(self._path) as entries:
-            return [entry.name for entry in entries if entry.is_file() and entry.name != LOCK_NAME]
+            return [entry.name for entry in entries if entry.is_file() and entry.name not in (LOCK_NAME, ASIDE_NAME)]
 
     def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
         with (self._path / name).open("rb") as file:
@@ -71,15 +76,20 @@ class FileDirectory:
 
     def set_aside(self) -> str:
         """Move all files into a new folder beside this one, `<name>.void-<n>`: kept for whoever wants to know,
-        and out of the way for whoever has to begin anew."""
+        and out of the way for whoever has to begin anew. All or nothing, whenever the process is killed: half a log
+        may look like an older one that is whole, with promises in it that were taken back since."""
         number = 1
         while (aside := self._path.with_name(f"{self._path.name}.void-{number}")).exists():
             number += 1
         aside.mkdir(mode=0o700)
+        marker = self._path / ASIDE_NAME
+        marker.touch(mode=0o600)
+        self._sync_names()
         for name in self.names():
             os.rename(self._path / name, aside / name)
-        for path in (aside, self._path, self._path.parent):
+        for path in (aside, self._path.parent, self._path):
             _sync_folder(path)
+        self.remove(ASIDE_NAME)
         return str(aside)
 
     def close(self) -> None:

@@ -62,8 +62,8 @@ def go_wrong(host: SimHost, text: str) -> None:
     ledger = run_of(host)._ledger
     apply = ledger._apply_shard
 
-    def wrong(group: Any, at: Any, time_ms: int, entry: Any) -> Any:
-        results, rows, done = apply(group, at, time_ms, entry)
+    def wrong(group: Any, *entry: Any) -> Any:
+        results, rows, done = apply(group, *entry)
         if group == GROUP and done:
             del ledger._apply_shard
             done.append(text.encode())
@@ -140,6 +140,33 @@ def test_a_follower_that_differs_is_found_quarantined_and_healed() -> None:
         assert run_of(odd).raft.traffic.installed == 1
         odd.crash(power=True)
         odd.start()
+        await healed(site)
+
+    play(main)
+
+
+def test_a_wrong_replica_is_healed_although_all_have_lost_a_disk_once() -> None:
+    async def main(site: Site) -> None:
+        await write(site, 3)
+        for lost in site.cluster.hosts.values():
+            lost.crash(power=True)
+            lost.wipe()
+            lost.start()
+
+            def counts(lost: SimHost = lost) -> bool:
+                views = [run_of(host) for host in site.cluster.live()]
+                member = run_of(lost).raft.member
+                return "~" in member and all(
+                    member in view.raft.status(group).voters for view in views for group in view.raft.groups()
+                )
+
+            await site.until(counts, "it votes again", 60)
+            await site.agreed()
+        odd = followers(site)[0]
+        installed = run_of(odd).raft.traffic.installed
+        go_wrong(odd, "odd")
+        await write(site, 20, start=3)
+        await site.until(lambda: run_of(odd).raft.traffic.installed > installed, "it got another state", 60)
         await healed(site)
 
     play(main)

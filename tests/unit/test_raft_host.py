@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from raftspine.cluster.raft_host import RaftLimits
 from raftspine.errors import Corrupt, Misuse, NoSpace, TooLarge, Unavailable, Unknown
 from raftspine.model import GroupId, NodeId
-from raftspine.ports import Members, Position
+from raftspine.ports import Doubt, Mark, Members, Position
 from tests.support.raft_cluster import State, command
 from tests.support.raft_scenes import others, outcome, with_cluster
 
@@ -358,13 +358,89 @@ def test_a_snapshot_that_is_not_what_was_sent_is_not_installed():
     with_cluster(scene)
 
 
+def test_a_snapshot_for_another_life_of_the_node_leaves_what_is_staged_alone():
+    async def scene(cluster):
+        leader = cluster.leader()
+        await cluster.settled()
+        host = others(cluster, leader)[0].host
+        receiver, term = host._receiver, leader.host.status(G).term
+
+        def call(to, index):
+            body = [to, 0, term, index, term, 0, host.members(G), False]
+            return host._receive_snapshot(receiver.offer, leader.name, body)
+
+        assert call(host.member, 999)[0] == 0
+        with pytest.raises(Unavailable, match="is for") as refused:
+            call(f"{host.member}~1", 1000)
+        assert refused.value.code == "snapshot_refused", "a transfer that will never be taken ends at once"
+        assert receiver.progress(G).index == 999
+
+    with_cluster(scene)
+
+
+def test_a_state_in_doubt_is_replaced_also_by_a_snapshot_of_a_place_that_was_installed_before():
+    async def scene(cluster):
+        leader = cluster.leader()
+        await cluster.settled()
+        host = others(cluster, leader)[0].host
+        receiver, term, group = host._receiver, leader.host.status(G).term, host._groups[G]
+        at = host._machine.position(G)
+        receiver._finished[G] = at
+        body = [0, term, *at, 0, b""]
+        assert receiver.install(leader.name, body) is True, "the answer was lost, and is given again"
+        group.audit.doubt = Doubt(True, Mark(1, 0, b"x"), "differs")
+        with pytest.raises(Unavailable, match="was offered"):
+            receiver.install(leader.name, body)
+
+    with_cluster(scene)
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_rolling_restart_leaves_no_group_without_a_leader_for_a_second(stop):
+    """Each node in turn: handed over before a planned stop; killed, after an election at most."""
+
+    async def scene(cluster):
+        worst = dict.fromkeys(range(6), 0.0)
+        since = {}
+        done = False
+
+        async def watch():
+            while not done:
+                for group in worst:
+                    if cluster.leader(group) is not None:
+                        since.pop(group, None)
+                    else:
+                        begun = since.setdefault(group, cluster.loop.time())
+                        worst[group] = max(worst[group], cluster.loop.time() - begun)
+                await cluster.pause(0.01)
+
+        await cluster.settled()
+        watching = asyncio.ensure_future(watch())
+        for node in cluster.nodes.values():
+            if stop:
+                await node.host.step_down_all()
+                await node.host.stop()
+            node.crash(power=not stop)
+            await cluster.pause(1.0)
+            node.start()
+            await cluster.settled()
+            await cluster.pause(12.0)  # leaders spread again
+        done = True
+        await watching
+        assert max(worst.values()) < (1.0 if stop else 3.0), worst
+
+    with_cluster(scene, groups=6)
+
+
 @pytest.mark.parametrize("body", [None, [], [0, 1, 2, 3, b"x"], ["g", 1, 2, 3, 4, 5, 6], [0, 0, 0, 0, "x", 1, 1]])
-def test_malformed_messages_are_refused_and_the_node_goes_on(body):
+@pytest.mark.parametrize("addressed", [True, False])
+def test_malformed_messages_are_refused_and_the_node_goes_on(body, addressed):
     async def scene(cluster):
         host = cluster.leader().host
         for answer in (host._receiver.offer, host._receiver.chunk, host._receiver.install):
-            with pytest.raises(Exception, match=r"malformed|takes no snapshot"):
-                host._receive_snapshot(answer, NodeId("n2"), body)
+            call = [host.member, *body] if addressed and body is not None else body
+            with pytest.raises(Exception, match=r"malformed|takes no snapshot|is for"):
+                host._receive_snapshot(answer, NodeId("n2"), call)
         host._receive(NodeId("n2"), body)
         frames = [[0, 3, 1, 0, 0, 0, [[1, "text"]]], "nonsense", [77, 6, 1]]
         host._receive(NodeId("n2"), ["n2", host.member, frames])
@@ -441,6 +517,23 @@ def test_a_planned_stop_gives_all_leaderships_away_and_answers_everybody():
         assert isinstance(await outcome(node.host.propose(G, b"x")), Unavailable)
 
     with_cluster(scene, groups=6)
+
+
+def test_a_planned_stop_amid_a_handover_that_fails_gives_leadership_to_another():
+    async def scene(cluster):
+        leader = cluster.leader()
+        await cluster.settled()
+        deaf, other = others(cluster, leader)
+        cluster.network.cut(leader.name, deaf.name)
+        await leader.host.propose(G, command("r", "append", "k", 1))
+        handover = leader.host._groups[G].begin_handover(deaf.member, cluster.loop.time() + 0.5)
+        assert handover is not None
+        await leader.host.step_down_all()
+        assert handover.ended.result() is False
+        assert leader.host.status(G).role != "leader"
+        await cluster.until(lambda: other.host.status(G).role == "leader", 1.0)
+
+    with_cluster(scene)
 
 
 def test_leaders_spread_to_the_preferred_replicas():

@@ -389,6 +389,22 @@ def test_late_answers_of_a_removed_member_are_harmless():
     play(scene)
 
 
+def test_reads_that_waited_for_a_member_that_is_gone_are_answered():
+    async def scene(puppet):
+        term = await puppet.elect()
+        await puppet.turn()
+        await puppet.hear("b", frames.APPENDED, term, True, 0, puppet.log.last + 1)
+        reader = puppet.group.read_index()
+        await puppet.turn()
+        assert not reader.done()
+        puppet.group.change(Remove(B), lambda member: True)
+        await puppet.turn()
+        assert puppet.group.members.voters == (A,)
+        assert reader.done() and reader.result() > 0
+
+    play(scene, size=2)
+
+
 def test_a_leader_gives_leadership_away_before_it_goes():
     async def scene(cluster):
         leader = cluster.leader()

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
+from raftspine import codec
 from raftspine.model import META_GROUP, NodeId, node_of
 from raftspine.node import Node
-from raftspine.services.identity import LIFE_ROW
+from raftspine.services.identity import LIFE_ROW, open_journal, read_life
 from raftspine.sim import loop as virtual
 from raftspine.sim.cluster import SimCluster, SimHost
 from raftspine.storage import keys
 from raftspine.storage.journal import Journal
 from raftspine.storage.wal import Wal
+from tests.support.fake_engine import DictEngine
 from tests.support.ring_site import Site, story
 
 CRITICAL = ("critical",)
@@ -149,6 +151,25 @@ def test_a_rejoin_goes_on_wherever_it_was_interrupted() -> None:
             c.start()
         await rejoined(site, "c")
         await all_there(site, "c", 6)
+
+    story(main)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.5])
+def test_a_disk_that_refuses_to_note_who_it_is_is_asked_again(seconds: float) -> None:
+    async def main(site: Site) -> None:
+        await write(site, 0, 3)
+        c = host(site, "c")
+        c.crash(power=True)
+        c.wipe()
+        c.start()
+        await asyncio.sleep(seconds)
+        c.disk.full = True
+        await asyncio.sleep(5)
+        if node_at(c)._identity.member is None:
+            assert "cannot be written" in node_at(c).overview.ready()[1][0]
+        c.disk.full = False
+        await rejoined(site, "c")
 
     story(main)
 
@@ -340,6 +361,31 @@ def test_whose_disk_is_lost_while_the_cluster_is_founded_joins_as_another() -> N
     founding(main)
 
 
+def test_a_cluster_is_founded_once_the_node_with_the_data_of_another_is_emptied() -> None:
+    async def main(site: Site) -> None:
+        hosts = site.cluster.hosts
+        for each in hosts.values():
+            each.start()
+        await site.until(lambda: all(site.cluster.ready(each) for each in hosts.values()), "all are ready")
+        for name in "abc":
+            host(site, name).crash(power=True)
+        for name in "ac":
+            host(site, name).wipe()
+        for each in hosts.values():
+            each.start()
+        await asyncio.sleep(30)
+        for name in "ac":
+            assert node_at(host(site, name)).raft.groups() == (), "b's cluster is not theirs, and there is no other"
+        b = host(site, "b")
+        b.crash(power=True)
+        b.wipe()
+        b.start()
+        await site.until(lambda: all(site.cluster.ready(each) for each in hosts.values()), "all are ready", 60)
+        assert [node_at(each).raft.member for each in hosts.values()] == ["a", "b", "c"]
+
+    founding(main)
+
+
 def test_one_node_founds_alone() -> None:
     async def main(site: Site) -> None:
         host(site, "a").start()
@@ -381,5 +427,27 @@ def test_data_of_before_lives_were_told_apart_is_taken_over() -> None:
         await rejoined(site, "c")
         assert node_at(c).raft.member.startswith("c~")
         await all_there(site, "c", 3)
+
+    story(main)
+
+
+def test_what_this_process_found_void_is_put_aside_although_the_disk_did_not_take_the_word() -> None:
+    async def main(site: Site) -> None:
+        c = host(site, "c")
+        c.crash(power=True)
+        directory, engine = c.disk.directory("raft"), DictEngine()
+
+        def load() -> Journal:
+            return Journal.open(Wal.open(directory, segment_bytes=1 << 20))
+
+        life = read_life(load())
+        assert life is not None and life.member == "c" and not life.void
+        engine.stage([(keys.meta(LIFE_ROW), codec.encode({"life": life.life, "settled": True}))])
+        journal, void = open_journal(directory, load, engine, lambda journal: None)  # type: ignore[arg-type]
+        assert (void, read_life(journal)) == (None, life)
+        journal, void = open_journal(directory, load, engine, lambda journal: None, "denied")  # type: ignore[arg-type]
+        assert void == "denied" and journal.groups() == () and read_life(journal) is None
+        c.start()
+        await rejoined(site, "c")
 
     story(main)

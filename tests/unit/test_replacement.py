@@ -1,12 +1,17 @@
 """The next step towards the table, from the members alone; and the table's word on who a node is."""
 
+import asyncio
+from types import SimpleNamespace
+
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from raftspine.core.ledger import cluster
-from raftspine.model import Member, MemberId, NodeId, Table
-from raftspine.ports import AddLearner, Promote, Remove
-from raftspine.services.replacement import WAIT, next_change
+from raftspine.errors import Unavailable
+from raftspine.model import GroupId, Member, MemberId, NodeId, Table
+from raftspine.ports import AddLearner, LogStatus, Promote, Remove
+from raftspine.services.replacement import WAIT, Did, Replacement, next_change
 
 A, B, C = (NodeId(name) for name in "abc")
 B1, B2 = MemberId(NodeId("b~1")), MemberId(NodeId("b~2"))
@@ -76,3 +81,31 @@ def test_a_table_of_before_says_that_nodes_speak_as_themselves():
     read = msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=Table)
     assert read == table()
     assert read.member(B).speaks_as == "b"
+
+
+def test_a_change_that_is_refused_all_night_is_told_of_once_a_minute():
+    class Log:
+        def groups(self) -> tuple[GroupId, ...]:
+            return (GroupId(0),)
+
+        def leader(self, group: GroupId) -> NodeId:
+            return A
+
+        def status(self, group: GroupId) -> LogStatus:
+            return LogStatus(group, "leader", A, 1, 1, 1, 1, (A, B, C))
+
+        def caught_up(self, group: GroupId, member: MemberId) -> bool:
+            return True
+
+        async def change(self, group: GroupId, change: object) -> None:
+            raise Unavailable("no majority could be asked", code="no_quorum")
+
+    async def night() -> None:
+        log, topology = Log(), SimpleNamespace(known=table(B1))
+        worker = Replacement(A, log, topology)  # type: ignore[arg-type]
+        with capture_logs() as lines:
+            for _ in range(20):
+                assert await worker.step() is Did.THROTTLED
+        assert [line["event"] for line in lines] == ["a change of members has to wait"]
+
+    asyncio.run(night())

@@ -14,7 +14,8 @@ A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 class Log:
     """Two groups led here, one elsewhere. `behind` cannot take over."""
 
-    def __init__(self, behind: set[NodeId]) -> None:
+    def __init__(self, behind: set[NodeId], voters: tuple[NodeId, ...] = (A, B, C)) -> None:
+        self.voters = voters
         self.leaders = {GroupId(0): A, GroupId(1): A, GroupId(2): B}
         self.behind = behind
 
@@ -22,7 +23,7 @@ class Log:
         return tuple(self.leaders)
 
     def status(self, group: GroupId) -> LogStatus:
-        return LogStatus(group, "any", self.leaders[group], 1, 1, 1, 1, (A, B, C))
+        return LogStatus(group, "any", self.leaders[group], 1, 1, 1, 1, self.voters)
 
     async def transfer(self, group: GroupId, to: NodeId) -> bool:
         if to in self.behind:
@@ -81,3 +82,11 @@ def test_says_whether_its_own_store_takes_writes() -> None:
     assert rpc.served[WRITABLE](B, None) is True
     engine.full = True
     assert rpc.served[WRITABLE](B, None) is False
+
+
+def test_who_lost_a_disk_is_asked_by_the_name_of_its_node() -> None:
+    engine, log = DictEngine(), Log(set(), voters=(NodeId("a~1"), NodeId("b~1"), NodeId("c~7")))
+    engine.full = True
+    rpc = Rpc(set(), gone={NodeId("a~1"), NodeId("b~1"), NodeId("c~7")})  # no link goes by the name of a member
+    asyncio.run(StepAside(A, engine, log, rpc).round())  # type: ignore[arg-type]
+    assert list(log.leaders.values()) == [B, B, B]

@@ -130,3 +130,36 @@ def test_closing_waits_for_syncs_under_way(tmp_path: Path) -> None:
         await pending
 
     asyncio.run(story())
+
+
+def test_what_is_moved_aside_is_gone_as_a_whole_whenever_the_process_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(killed_after: int) -> None:
+        path = tmp_path / f"raft{killed_after}"
+        moved = 0
+
+        def rename(*names: Path) -> None:
+            nonlocal moved
+            if moved == killed_after:
+                raise KeyboardInterrupt
+            moved += 1
+            real(*names)
+
+        async with folder(path) as directory:
+            for name in "abc":
+                directory.open(name).close()
+            monkeypatch.setattr(os, "rename", rename)
+            with pytest.raises(KeyboardInterrupt):
+                directory.set_aside()
+            monkeypatch.setattr(os, "rename", real)
+        for _ in range(2):  # it is finished, and not done again
+            async with folder(path) as directory:
+                assert directory.names() == []
+
+    real = os.rename
+    for killed_after in range(3):
+        asyncio.run(story(killed_after))
+        aside = list(tmp_path.glob(f"raft{killed_after}.void-*"))
+        assert len(aside) == 2
+        assert sorted(file.name for folder in aside for file in folder.iterdir()) == ["a", "b", "c"]

@@ -386,3 +386,21 @@ def test_large_commits_are_split_and_still_come_back():
         assert picture(opened(disk)) == picture(journal)
 
     on_disk(scene)
+
+
+def test_a_log_that_grows_a_little_in_each_life_is_rotated_all_the_same():
+    async def scene(disk):
+        sizes = []
+        for life in range(20):
+            wal = Wal.open(disk.directory("raft"), segment_bytes=1 << 20)
+            journal = Journal.open(wal, rotate_bytes=4000)
+            group = journal.group(A) or journal.create(A, VOTERS)
+            for _ in range(10):
+                group.append(b"x" * 100, group.last + 1, 1)
+                group.rebase(group.last, 1, life, Members(VOTERS))
+            await journal.commit()
+            sizes.append(wal.size_bytes)
+        assert max(sizes) < 8000, sizes
+        assert journal.group(A).last == 200
+
+    on_disk(scene)
