@@ -16,6 +16,7 @@ import msgspec
 from raftspine.core.ledger import gate_commands as gates
 from raftspine.core.ledger import lock_commands as locks
 from raftspine.core.ledger import task_commands as tasks
+from raftspine.core.ledger import terraform_commands as terraform
 from raftspine.core.ledger.memory_commands import (
     ANY,
     Condition,
@@ -87,7 +88,12 @@ GateCommand: TypeAlias = (
     | gates.PutFreeze
     | gates.LiftFreeze
 )
-Command: TypeAlias = FirstFormat | SessionCommand | LockCommand | TaskCommand | GateCommand | tasks.Txn | locks.Wake
+TerraformCommand: TypeAlias = (
+    terraform.LockState | terraform.UnlockState | terraform.PutState | terraform.DeleteState | terraform.RestoreState
+)
+Command: TypeAlias = (
+    FirstFormat | SessionCommand | LockCommand | TaskCommand | GateCommand | TerraformCommand | tasks.Txn | locks.Wake
+)
 
 
 class Malformed(NamedTuple):

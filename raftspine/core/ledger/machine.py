@@ -25,6 +25,9 @@ from raftspine.core.ledger import (
     sessions,
     task_commands,
     tasks,
+    terraform,
+    terraform_commands,
+    terraform_locks,
     txn,
     wake,
 )
@@ -75,6 +78,11 @@ FAMILIES: dict[type, Decide] = {
     gate_commands.OverrideRequest: family(gate_acts.override),
     gate_commands.PutFreeze: family(freezes.put),
     gate_commands.LiftFreeze: family(freezes.lift),
+    terraform_commands.LockState: family(terraform_locks.lock),
+    terraform_commands.UnlockState: family(terraform_locks.unlock),
+    terraform_commands.PutState: family(terraform.put),
+    terraform_commands.DeleteState: family(terraform.delete),
+    terraform_commands.RestoreState: family(terraform.restore),
 }
 
 
