@@ -94,6 +94,8 @@ class FrontDoor:
             call.query = parse.query(query, route.query) if query else route.no_query
             if route.json is not None:
                 call.body = await self._body(request, call, route)
+            elif route.raw:
+                call.body = await request.body(route.body_limit, empty=True)
             reply = await route.handler(call)
         except SpineError as error:
             reply = self._refusal(call, error)
@@ -158,7 +160,7 @@ def build(
     docs: list[bytes] = []
     routes = table(MemoryHandlers(memories, limits), ClusterHandlers(cluster, memories, limits, lambda: docs[0]))
     if coordination is not None:
-        routes = (*routes, *coordination_routes(coordination, limits))
+        routes = (*routes, *coordination_routes(coordination, limits, auth))
     docs.append(document(routes, cluster.version))
     bound = [Bound(route, limits.batch_body_bytes if route.large else limits.body_bytes) for route in routes]
     return FrontDoor(

@@ -67,9 +67,10 @@ class Call:
         """A reply without a body."""
         return Reply(status, f"{self.heads.start('', self.now)}X-Request-Id: {self.request_id}\r\n{extra}")
 
-    def raw(self, data: bytes, content_type: str) -> Reply:
-        """A reply whose format does not depend on the client."""
-        return Reply(200, f"{self.heads.start(content_type, self.now)}X-Request-Id: {self.request_id}\r\n", data)
+    def raw(self, data: bytes, content_type: str, extra: str = "") -> Reply:
+        """A reply whose format does not depend on the client; `extra` as of `reply`."""
+        start = self.heads.start(content_type, self.now)
+        return Reply(200, f"{start}X-Request-Id: {self.request_id}\r\n{extra}", data)
 
     def problem(self, error: SpineError) -> Reply:
         """The envelope for a failure."""

@@ -1,7 +1,7 @@
 """One client's connection: the plain road for nearly every request, aiohttp's for all others.
 
 aiohttp makes a URL, two streams, a writer, a request and a task for each request, a third of what a small read
-costs, and our handlers look at none of it. Nearly all requests are alike: one of six methods, a path, a few ASCII
+costs, and our handlers look at none of it. Nearly all requests are alike: one of a few methods, a path, a few ASCII
 headers and at most one body of a known length. These are answered here.
 
 The rule: a request is answered here only when it has arrived as a whole and fits the narrow grammar below, so that
@@ -42,7 +42,7 @@ PIECES: Final = 16
 WAITING_BYTES: Final = 256 * 1024
 """Bytes of later requests kept while one is answered; above it the client has to wait."""
 
-_LINE = re.compile(rb"(GET|HEAD|DELETE|PUT|POST|PATCH) (/[\x21-\x7e]*) HTTP/1\.1\r\n").match
+_LINE = re.compile(rb"(GET|HEAD|DELETE|PUT|POST|PATCH|LOCK|UNLOCK) (/[\x21-\x7e]*) HTTP/1\.1\r\n").match
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _LENGTH = re.compile(r"[1-9][0-9]{0,8}").fullmatch
 _BODILESS = frozenset({b"GET", b"HEAD", b"DELETE"})
@@ -63,7 +63,7 @@ class PlainRequest:
         self.headers = headers
         self._content = content
 
-    async def body(self, limit: int) -> bytes:
+    async def body(self, limit: int, *, empty: bool = False) -> bytes:
         if len(self._content) > limit:
             raise too_large(limit)
         return self._content

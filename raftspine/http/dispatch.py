@@ -21,7 +21,7 @@ HOT = "/v1/memories/"
 class Bound:
     """A route with everything that can be prepared before the first request."""
 
-    __slots__ = ("access", "body_limit", "handler", "json", "method", "msgpack", "no_query", "path", "query")
+    __slots__ = ("access", "body_limit", "handler", "json", "method", "msgpack", "no_query", "path", "query", "raw")
 
     def __init__(self, route: Route, body_limit: int) -> None:
         self.method = route.method
@@ -30,7 +30,8 @@ class Bound:
         self.access = route.access
         self.query = route.query
         self.no_query: Struct = route.query()
-        self.body_limit = body_limit
+        self.body_limit = route.raw_bytes or body_limit
+        self.raw = route.raw_bytes > 0
         self.json: msgspec.json.Decoder[Any] | None = None
         self.msgpack: msgspec.msgpack.Decoder[Any] | None = None
         if route.body is not None:

@@ -32,8 +32,8 @@ class Request(Protocol):
         """To be asked in lower case."""
         ...
 
-    async def body(self, limit: int) -> bytes:
-        """TooLarge, Malformed (empty, cut off), UnsupportedMedia (compressed)."""
+    async def body(self, limit: int, *, empty: bool = False) -> bytes:
+        """TooLarge, Malformed (cut off, and empty unless that may be), UnsupportedMedia (compressed)."""
         ...
 
 
@@ -47,12 +47,13 @@ class ForeignRequest:
         self.headers = request.headers
         self._request = request
 
-    async def body(self, limit: int) -> bytes:
-        return await read_body(self._request, limit)
+    async def body(self, limit: int, *, empty: bool = False) -> bytes:
+        return await read_body(self._request, limit, empty=empty)
 
 
-async def read_body(request: web.BaseRequest, limit: int) -> bytes:
-    """The body, at most `limit` bytes. TooLarge, Malformed (empty, cut off), UnsupportedMedia (compressed)."""
+async def read_body(request: web.BaseRequest, limit: int, *, empty: bool = False) -> bytes:
+    """The body, at most `limit` bytes. TooLarge, Malformed (cut off, and empty unless that may be), UnsupportedMedia
+    (compressed)."""
     content = request.content
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":
         raise UnsupportedMedia("send the body without Content-Encoding", details={"field": "Content-Encoding"})
@@ -62,7 +63,7 @@ async def read_body(request: web.BaseRequest, limit: int) -> bytes:
             raise too_large(limit)
     else:
         data = await _read_rest(request, limit)
-    if not data:
+    if not data and not empty:
         raise Malformed("a body is required", field="$")
     return data
 

@@ -15,11 +15,13 @@ from msgspec import Struct
 from raftspine.http.auth import Access
 from raftspine.http.bodies import BatchBody, BatchShape
 from raftspine.http.problems import RETRY_AFTER_MS, Problem
+from raftspine.http.reply import JSON
 from raftspine.http.route import COMMON, PROTECTED, Route
 from raftspine.model import Model
 
 Json = dict[str, Any]
 
+_METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace"})
 _MEDIA = ("application/json", "application/msgpack")
 _TEXT: Json = {"type": "string"}
 
@@ -32,7 +34,7 @@ def document(routes: Iterable[Route], version: str) -> bytes:
     schemas = dict(zip(shapes, refs, strict=True))
     paths: dict[str, Json] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
+        paths.setdefault(route.path, {})[_method(route.method)] = _operation(route, schemas)
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -100,13 +102,21 @@ def _operation(route: Route, schemas: dict[type[Struct], Json]) -> Json:
             "required": True,
             "content": {media: {"schema": schema} for media in _MEDIA},
         }
+    elif route.raw_bytes:
+        operation["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
     return operation
+
+
+def _method(method: str) -> str:
+    """OpenAPI has no word for methods of WebDAV; what it does not know it allows behind `x-`."""
+    word = method.lower()
+    return word if word in _METHODS else f"x-{word}"
 
 
 def _success(status: int, shape: Any, schemas: dict[type[Struct], Json]) -> Json:
     reply: Json = {"description": HTTPStatus(status).phrase, "headers": _reply_headers(status)}
     if isinstance(shape, str):
-        reply["content"] = {shape: {"schema": _TEXT}}
+        reply["content"] = {shape: {"schema": {"type": "object"} if shape == JSON else _TEXT}}
     elif shape is dict:
         reply["content"] = {media: {"schema": {"type": "object"}} for media in _MEDIA}
     elif shape is not None:

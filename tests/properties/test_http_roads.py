@@ -49,7 +49,11 @@ names = st.sampled_from(
 @st.composite
 def requests(draw: Any) -> bytes:
     """One request, perhaps with a body of the length it names, perhaps chunked."""
-    method = draw(st.sampled_from([b"GET", b"HEAD", b"PUT", b"DELETE", b"PATCH", b"POST", b"OPTIONS", b"get"]))
+    method = draw(
+        st.sampled_from(
+            [b"GET", b"HEAD", b"PUT", b"DELETE", b"PATCH", b"POST", b"LOCK", b"UNLOCK", b"OPTIONS", b"get"]
+        )
+    )
     path = draw(
         st.sampled_from([b"/v1/memories/a", b"/v1/memories/a%2Fb?consistency=strong", b"/healthz", b"*", b"/\xe4"])
     )

@@ -21,6 +21,7 @@ from raftspine.services.coordination.leader import AtLeader
 from raftspine.services.coordination.locks import Locks
 from raftspine.services.coordination.sessions import Sessions
 from raftspine.services.coordination.tasks import Tasks
+from raftspine.services.coordination.terraform import Terraform
 from raftspine.services.coordination.txns import Txns
 from raftspine.services.coordination.waits import Waits
 from raftspine.services.coordination.watch import Watch
@@ -74,6 +75,7 @@ class Coordination:
         self.gates = Gates(door, waits, counted=figures.count)
         self.txns = Txns(door, composed, topology)
         self.watch = Watch(door, rpc, topology, engine, clock)
+        self.terraform = Terraform(door)
         host.on_rows = self._observe
         host.on_install = self._replaced
 
