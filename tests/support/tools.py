@@ -33,6 +33,15 @@ def need(tool: str, package: str | None = None) -> str:
     return found
 
 
+def optional(tool: str, why: str) -> str:
+    """The path of a program that no package of the system holds, so that CI too may have to do without it; `why` says
+    what is then not tested here. Skips, with that reason, also in CI."""
+    found = shutil.which(tool)
+    if found is None:
+        pytest.skip(f"{tool} is not installed, and no Debian package has it: {why}")
+    return found
+
+
 def need_root() -> None:
     if sys.platform != "linux" or os.geteuid() != 0:
         missing("needs root on Linux")
