@@ -14,6 +14,7 @@ from urllib.parse import quote
 import pytest
 import yaml
 
+from raftspine.core.ledger.terraform import STATE_BYTES
 from raftspine.core.ledger.terraform_rows import memory_id
 from tests.support.cluster import LocalCluster, await_that
 from tests.support.processes import Processes
@@ -147,6 +148,21 @@ def test_pull_and_push(site: Site) -> None:
     with urllib.request.urlopen(request, timeout=5) as reply:
         assert reply.status == 200
     assert site.bytes("n3") == sent, "byte for byte"
+
+
+def test_a_large_state_fits_and_a_larger_one_is_refused(site: Site) -> None:
+    folder, other = site.folder("n1"), site.folder("n2")
+    folder.apply(input="one")
+    state = folder.pull()
+    for size, fits in ((STATE_BYTES - 4096, True), (STATE_BYTES + 1, False)):
+        state["serial"] += 10
+        state["outputs"]["said"]["value"] = "x" * size
+        (folder.folder / "large.json").write_text(json.dumps(state))
+        said = folder.run("state", "push", "large.json", fails=not fits).text
+        assert fits or "HTTP error: 413" in said
+    assert len(other.pull()["outputs"]["said"]["value"]) == STATE_BYTES - 4096
+    assert len(site.bytes("n3")) > STATE_BYTES - 4096
+    assert site.get("/lock")[0] == 404
 
 
 def test_an_old_version_is_brought_back(site: Site) -> None:

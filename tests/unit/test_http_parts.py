@@ -1,6 +1,7 @@
 """What needs no socket: the error table, parsing, dispatch, keys, the OpenAPI document."""
 
 import json
+from base64 import b64encode
 from hashlib import sha256
 from typing import Any
 
@@ -12,7 +13,7 @@ from raftspine.config.checks import is_loopback
 from raftspine.core.limits import Limits
 from raftspine.errors import Forbidden, InvalidRequest, Misuse, SpineError, Unauthorized
 from raftspine.http import parse, render
-from raftspine.http.auth import GRANTS, Access, Auth
+from raftspine.http.auth import GRANTS, Access, Auth, user_of
 from raftspine.http.cluster import ClusterHandlers
 from raftspine.http.dispatch import Bound, Router
 from raftspine.http.fake import FakeClock, FakeCluster, FakeMemories
@@ -219,6 +220,35 @@ def test_a_role_includes_what_is_weaker() -> None:
         auth.admit(wrong, Access.OPEN)
         with pytest.raises(Unauthorized):
             auth.admit(wrong, Access.READ)
+
+
+def test_a_key_may_come_as_a_password() -> None:
+    def basic(text: bytes) -> str:
+        return f"Basic {b64encode(text).decode()}"
+
+    auth = Auth({sha256(key).hexdigest(): "writer" for key in (b"a:key", "clé".encode())})
+    for right in (basic(b"ada:a:key"), basic(b":a:key"), basic("ü:clé".encode()).replace("Basic", "BASIC")):
+        auth.admit(right, Access.WRITE)
+        assert auth.allows(right, Access.WRITE) and not auth.allows(right, Access.OPERATE)
+    for wrong in (
+        basic(b"a:key"),
+        basic(b"ada"),
+        basic(b"a:key:"),
+        "Basic",
+        "Basic =",
+        "Basic \xff",
+        f"Bearer {basic(b'')}",
+    ):
+        with pytest.raises(Unauthorized):
+            auth.admit(wrong, Access.READ)
+        assert not auth.allows(wrong, Access.READ)
+    assert Auth().allows(None, Access.OPERATE), "where there are no keys"
+    assert (user_of(basic(b"ada:x:y")), user_of(basic(b"\xff:")), user_of("Bearer x"), user_of(None)) == (
+        "ada",
+        "\ufffd",
+        "",
+        "",
+    )
 
 
 @pytest.mark.parametrize("keys", [{"xyz": "reader"}, {"ab" * 32: "king"}, {"ab": "reader"}])
