@@ -13,11 +13,14 @@ from typing import Any
 
 from msgspec import Struct, json
 
-from raftspine.errors import InvalidRequest, TooLarge
+from raftspine.errors import Forbidden, InvalidRequest, TooLarge
 
 IMPORTANCES = frozenset(("low", "medium", "high", "critical"))
 MAX_DEPTH = 64
 """Nesting of JSON content and metadata; far below where a recursive encoder would give up."""
+
+RESERVED = "terraform/"
+"""How the ids of memories begin that hold Terraform states."""
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -53,6 +56,14 @@ def check_id(id: str, limits: Limits = DEFAULTS, field: str = "id") -> None:
     if not id:
         raise InvalidRequest(f"{field} must not be empty", field=field)
     _check_name(id, limits.id_bytes, field)
+
+
+def check_free(id: str, field: str = "id") -> None:
+    """Forbidden for ids of memories that are written under a lock, by a door of their own."""
+    if id.startswith(RESERVED):
+        raise Forbidden(
+            "a Terraform state is written through /v1/terraform, under its lock", details={"field": field, "id": id}
+        )
 
 
 def check_agent(agent_id: str, limits: Limits = DEFAULTS, field: str = "$.agent_id") -> None:

@@ -16,11 +16,11 @@ from uuid import UUID  # noqa: TID251 - the format only: chance comes from Entro
 
 from msgspec import UNSET, structs
 
-from raftspine.core.ledger import terraform_rows
+from raftspine.core.limits import check_free
 from raftspine.core.partition import coordination_key, group_of
 from raftspine.core.routing import Router
 from raftspine.core.session import Token
-from raftspine.errors import Forbidden, InvalidRequest, Misdirected, NotFound, SpineError, Unavailable
+from raftspine.errors import InvalidRequest, Misdirected, NotFound, SpineError, Unavailable
 from raftspine.model import GroupId, Model, Path, StrongRecord
 from raftspine.ports import Clock, Entropy, ReplicatedLog
 from raftspine.services.answers import Answers
@@ -58,10 +58,6 @@ BatchOps = list[BatchOp]
 Losers = list[Loser]
 Versions = list[Stored]
 Groups = list[GroupId]
-
-
-RESERVED = terraform_rows.PREFIX
-"""Memories whose ids begin so are written under a lock, by another door."""
 
 
 class Memories:
@@ -124,7 +120,7 @@ class Memories:
 
     async def put(self, ask: Ask, id: str, draft: Draft, expect: Expect) -> Answer:
         """Store a memory, replacing what is there. Raises the errors of the path that keeps it."""
-        _check_free(id)
+        check_free(id)
         tags = () if draft.tags is UNSET else draft.tags
         group = await self._locate(ask, id, draft.agent_id or ask.agent_id, tags)
         self._check_guards(ask, group)
@@ -137,7 +133,7 @@ class Memories:
 
     async def patch(self, ask: Ask, id: str, patch: Patch, expect: Expect) -> Answer:
         """Change some fields of a memory. Raises NotFound."""
-        _check_free(id)
+        check_free(id)
         group = await self._locate(ask, id, ask.agent_id, ())
         self._check_guards(ask, group)
         if not self._replica.serves(group):
@@ -149,7 +145,7 @@ class Memories:
 
     async def delete(self, ask: Ask, id: str, expect: Expect) -> Answer:
         """Delete a memory; deleting what is absent is done already."""
-        _check_free(id)
+        check_free(id)
         group = await self._locate(ask, id, ask.agent_id, ())
         self._check_guards(ask, group)
         if not self._replica.serves(group):
@@ -386,13 +382,6 @@ class Memories:
     def _live_strong(self, group: GroupId, id: str) -> StrongRecord | None:
         record = self._replica.strong(group, id)
         return None if record is None else live(record, self._clock.wall_ms())
-
-
-def _check_free(id: str) -> None:
-    if id.startswith(RESERVED):
-        raise Forbidden(
-            "a Terraform state is written through /v1/terraform, under its lock", details={"field": "id", "id": id}
-        )
 
 
 def _asked(ask: Ask, place: int) -> Ask:

@@ -181,6 +181,11 @@ def test_a_state_is_a_memory_that_only_this_door_changes() -> None:
         assert (await site.put(memory, {"content": "x"})).status == 403
         assert (await site.ask("PATCH", memory, {"content": "x"})).status == 403
         assert (await site.ask("DELETE", memory)).status == 403
+        for ops in ([{"op": "put", "id": memory_id(ODD), "content": "x"}], [{"op": "delete", "id": memory_id(ODD)}]):
+            batch = await site.post("/v1/memories/batch", {"ops": ops})
+            assert batch.json["results"][0]["status"] == 403
+            refused = await site.post("/v1/txn", {"then": ops})
+            assert (refused.status, refused.details["field"]) == (403, "$.then[0].id")
         assert (await site.get(at(ODD), via="c")).body == state(1)
         assert (await locked(site, "one", path=at(ODD))).status == 200
         assert (await locked(site, "one")).status == 200, "the same ID on another state"

@@ -16,10 +16,9 @@ from raftspine.core.ledger.lock_queue import ASKS, Ask
 from raftspine.core.ledger.outcomes import Outcome, Status
 from raftspine.core.ledger.state import LedgerView
 from raftspine.core.ledger.tables import Table
+from raftspine.core.limits import RESERVED
 from raftspine.model import Memory
 
-PREFIX = "terraform/"
-"""How the memory ids of states begin."""
 KIND = "terraform"
 """Of the audit chain."""
 
@@ -66,7 +65,7 @@ class Current(NamedTuple):
 
 
 def memory_id(name: str) -> str:
-    return PREFIX + name.replace("%", "%25").replace("}", "%7D")
+    return RESERVED + name.replace("%", "%25").replace("}", "%7D")
 
 
 def lock_name(name: str) -> str:

@@ -14,6 +14,7 @@ from raftspine.core.limits import (
     Limits,
     check_content,
     check_draft_fields,
+    check_free,
     check_id,
     check_importance,
     check_metadata,
@@ -48,6 +49,7 @@ def _operation(op: bodies.Op, agent: str, limits: Limits) -> TxnOp:
     check_id(op.id, limits, "$.id")
     if isinstance(op, bodies.GetOp):
         return GetMemory(op.id)
+    check_free(op.id, "$.id")
     condition = Condition(op.expected_version, isinstance(op, bodies.PutOp) and op.absent)
     if isinstance(op, bodies.DeleteOp):
         return DeleteMemory(op.id, condition, agent=agent)
