@@ -238,6 +238,26 @@ def test_a_leader_that_falls_takes_neither_lock_nor_state_along() -> None:
     play(story)
 
 
+def test_the_minority_says_neither_free_nor_empty() -> None:
+    async def story(site: Site) -> None:
+        await locked(site, "one")
+        await post(site, state(1), "one")
+        heal = site.part("c")
+        await asyncio.sleep(5)
+        for said in (
+            await site.get(PATH, via="c"),
+            await site.get(at("other"), via="c"),
+            await locked(site, "two", via="c"),
+            await post(site, state(2), "one", via="c"),
+        ):
+            assert said.status == 503, said
+        heal()
+        await site.ready()
+        assert (await site.get(PATH, via="c")).body == state(1)
+
+    play(story)
+
+
 def test_a_lease_outlives_a_long_run_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terraform, "LEASE_MS", 20_000)
 
@@ -300,5 +320,6 @@ def test_the_document_names_the_methods_openapi_has_no_word_for() -> None:
         item = json.loads((await site.get("/openapi.json")).body)["paths"]["/v1/terraform/{name}"]
         assert sorted(item) == ["delete", "get", "post", "x-lock", "x-unlock"]
         assert "LockInfo" in json.dumps(item["x-lock"])
+        assert item["post"]["requestBody"]["content"] == {"application/json": {"schema": {"type": "object"}}}
 
     play(story)

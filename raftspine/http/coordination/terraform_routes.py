@@ -16,7 +16,12 @@ INFO_BYTES = 16 * 1024
 
 def terraform_routes(on: Coordination, limits: Limits, auth: Auth) -> tuple[Route, ...]:
     handlers = TerraformHandlers(on.terraform, limits, auth)
-    return (*_backend(handlers), *_history(handlers))
+    return (
+        *_backend(handlers),
+        *_locking(handlers, ONE, "LOCK", "UNLOCK"),
+        *_locking(handlers, f"{ONE}/lock", "POST", "DELETE"),  # for proxies that know no others
+        *_history(handlers),
+    )
 
 
 def _backend(on: TerraformHandlers) -> tuple[Route, ...]:
@@ -51,9 +56,14 @@ def _backend(on: TerraformHandlers) -> tuple[Route, ...]:
             replies={200: bodies.Deleted},
             errors=CHANGE,
         ),
+    )
+
+
+def _locking(on: TerraformHandlers, path: str, lock: str, unlock: str) -> tuple[Route, ...]:
+    return (
         Route(
-            method="LOCK",
-            path=ONE,
+            method=lock,
+            path=path,
             handler=naming_the_holder(on.lock),
             access=Access.WRITE,
             summary="Take a Terraform state's lock; held: 409 with the holder's info",
@@ -62,8 +72,8 @@ def _backend(on: TerraformHandlers) -> tuple[Route, ...]:
             errors=CHANGE,
         ),
         Route(
-            method="UNLOCK",
-            path=ONE,
+            method=unlock,
+            path=path,
             handler=naming_the_holder(on.unlock),
             access=Access.WRITE,
             summary="Give a Terraform state's lock back; without its info, take it from its holder (audited)",
