@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import signal
 import urllib.error
 import urllib.request
@@ -18,7 +19,7 @@ from raftspine.core.ledger.terraform import STATE_BYTES
 from raftspine.core.ledger.terraform_rows import memory_id
 from tests.support.cluster import LocalCluster, await_that
 from tests.support.processes import Processes
-from tests.support.terraform import Folder
+from tests.support.terraform import EMPTY_BLOCK, Folder
 from tests.support.tools import optional
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -84,6 +85,20 @@ class Site:
     def leader(self) -> str:
         id = quote(memory_id(self.name), safe="")
         return str(self.cluster.get("n1", f"/v1/route?id={id}")[1]["leader"])
+
+
+def test_the_block_in_the_documentation(site: Site, repository: Path) -> None:
+    text = (repository / "docs/terraform.md").read_text(encoding="utf-8")
+    block = re.search(r"```hcl\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    folder = site.folder()
+    here = block[1].replace("http://127.0.0.1:8788/v1/terraform/prod", site.address("n2"))
+    assert here.count(site.address("n2")) == 3
+    main = folder.folder / "main.tf"
+    main.write_text(main.read_text().replace(EMPTY_BLOCK, here))
+    folder.run("init", "-reconfigure", f"-plugin-dir={folder.folder / 'plugins'}")
+    assert "1 added" in folder.apply(input="as documented").text
+    assert site.get("/versions", "n3")[1]["versions"][0]["serial"] == 1
 
 
 def test_init_apply_and_apply_again_through_another_node(site: Site) -> None:

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 from tests.support.processes import Process, Processes
 
-BLOCK = """
-terraform {
-  backend "http" {}
-}
-
+EMPTY_BLOCK = 'terraform {\n  backend "http" {}\n}\n'
+CONFIGURATION = (
+    EMPTY_BLOCK
+    + """
 variable "input" { default = "hello" }
 variable "wait_for" { default = "" }
 
@@ -27,6 +26,7 @@ resource "terraform_data" "held" {
 
 output "said" { value = terraform_data.held.output }
 """
+)
 """A built-in resource, so no provider is fetched. With `wait_for` an apply lasts until that file exists."""
 
 
@@ -43,7 +43,7 @@ class Folder:
         self._binary = binary
         self.folder = folder
         self._address = address
-        (folder / "main.tf").write_text(BLOCK)
+        (folder / "main.tf").write_text(CONFIGURATION)
         (folder / "rc").write_text("disable_checkpoint = true\n")
         (folder / "plugins").mkdir()
         credentials = {"TF_HTTP_USERNAME": user, "TF_HTTP_PASSWORD": key} if user else {}
