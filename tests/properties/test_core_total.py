@@ -26,6 +26,7 @@ from raftspine.core.ledger.outcomes import REFUSALS, Status
 from raftspine.core.ledger.state import Place, SetRequest, SetRow
 from raftspine.core.ledger.tables import TABLES
 from raftspine.core.ledger.task_commands import ClaimTasks, EnqueueTask, FailTask, PutGate
+from raftspine.core.ledger.terraform_commands import LockState, PutState
 from raftspine.model import Memory
 from tests.support.ledger_store import GROUP, LedgerStore
 
@@ -139,6 +140,12 @@ def likely(name: str, kind: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(("", "", "a", "b"))
     if name in ("start", "end"):
         return st.sampled_from(("09:30", "17:00"))
+    if name == "info":
+        return st.fixed_dictionaries(
+            {"ID": st.sampled_from(("a", "b"))}, optional={"Who": anything, "Created": anything}
+        )
+    if name == "lock_id":
+        return st.sampled_from(("", "a", "b"))
     if kind is str:
         return st.sampled_from(("a", "a", "b"))
     if kind is int:
@@ -171,6 +178,10 @@ FURNITURE: tuple[Any, ...] = (
     ClaimTasks("b", "b", session="b"),
     FailTask("b", "a", (23 << 10) + 1, retry=False),
     PutMemory("a", Memory(1, tags=("lock",))),
+    LockState("a", {"ID": "a"}, 30_000),
+    PutState("a", Memory("one"), "a"),
+    PutState("a", Memory("two"), "a"),
+    LockState("b", {"ID": "b"}, 30_000),
 )
 """Something of everything in every state that commands can meet."""
 

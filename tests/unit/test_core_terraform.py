@@ -145,6 +145,12 @@ def test_force_unlock_is_an_operators_and_audited(log: LedgerLog, shown: dict[st
     assert log.do(UnlockState(NAME, {}, True)).status is Status.NOT_CURRENT, "there is nothing to unlock"
 
 
+def test_an_info_that_is_no_text_can_be_audited(log: LedgerLog) -> None:
+    log.do(LockState(NAME, {"ID": "one", "Who": b"\xff", "Created": [1.5], "Operation": "x"}, DAY))
+    assert log.do(UnlockState(NAME, {}, True)).status is Status.DONE
+    assert audit.read(log.store, terraform_rows.KIND, NAME, 0, 1)[0].details == {"operation": "x"}
+
+
 def test_the_same_lock_id_on_two_states_is_two_locks(log: LedgerLog) -> None:
     log.do(lock("one"))
     log.do(lock("one", ODD))
@@ -227,6 +233,7 @@ def test_a_memory_that_went_another_way_is_not_taken_for_no_state(log: LedgerLog
         put("x", "a\0"),
         put("x" * (terraform.STATE_BYTES + 1)),
         PutState(NAME, Memory({"version": 4})),
+        PutState(NAME, Memory("x", metadata={"x": "x" * 5000})),
         UnlockState("", {}, True),
         UnlockState(NAME, {"ID": ""}, True),
         DeleteState(""),

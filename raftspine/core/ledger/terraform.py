@@ -50,6 +50,7 @@ def put(work: Work, command: PutState) -> Outcome:
     """`result`: number. lock_held, fenced: `result` lock, the holder's info."""
     content = command.memory.content
     wrong = "a state is text" if not isinstance(content, str) else None
+    wrong = wrong or limits.data(command.memory.metadata, "metadata", limits.METADATA_BYTES)
     if wrong is None and len(content.encode()) > STATE_BYTES:
         wrong = f"a state has at most {STATE_BYTES} bytes"
     refused = invalid(command.name, wrong) if wrong else _admit(work, command.name, command.lock_id)

@@ -80,7 +80,8 @@ def unlock(work: Work, command: UnlockState) -> Outcome:
 
 def _break(work: Work, command: UnlockState, info: dict[str, Any]) -> Outcome:
     name = command.name
-    told = {"who": info.get("Who"), "operation": info.get("Operation"), "created": info.get("Created")}
+    words = {"who": info.get("Who"), "operation": info.get("Operation"), "created": info.get("Created")}
+    told = {name: word for name, word in words.items() if isinstance(word, str)}
     audit.append(work, KIND, name, "force-unlock", str(info["ID"]), refused=not command.may_break, details=told)
     if not command.may_break:
         return Outcome(Status.FORBIDDEN, name, reason="only an operator may take a lock from its holder")
