@@ -21,6 +21,7 @@ from raftspine.errors import Conflict, InvalidRequest, NotFound, SpineError, Too
 from raftspine.model import GroupId, Memory
 from raftspine.services import compose
 from raftspine.services.coordination.door import Caller, Door, Moment
+from raftspine.services.coordination.sessions import left as lives
 from raftspine.services.coordination.sessions import lifetime
 from raftspine.services.requests import digest_of
 from raftspine.services.values import Draft
@@ -70,7 +71,7 @@ class Terraform:
         if found is None:
             raise NotFound(f"state {name!r} is not locked", details={"confirmed": True})
         left = found.pop("remaining_ms")
-        return {**found, **lifetime(self._door.clock.wall_ms(), found.pop("ttl_ms"), left)}
+        return {**found, **lives(self._door.clock, found.pop("ttl_ms"), left)}
 
     async def audit(self, name: str, after: int) -> list[dict[str, Any]]:
         """Entries of the state's chain behind number `after`, at most AUDIT_PAGE."""
@@ -84,11 +85,12 @@ class Terraform:
 
     async def lock(self, caller: Caller, name: str, info: dict[str, Any]) -> dict[str, Any]:
         """The lease. Conflict(`lock_held`)."""
-        started = self._door.clock.wall_ms()
+        clock = self._door.clock
+        asked = clock.monotonic()
         command = LockState(name, info, LEASE_MS)
         outcome = await self._door.execute(self._group(name), command, caller, repeatable=True)
         told = outcome.result
-        return {"lock": info, "fencing_token": told["token"], **lifetime(started, told["ttl_ms"])}
+        return {"lock": info, "fencing_token": told["token"], **lifetime(clock, asked, told["ttl_ms"])}
 
     async def unlock(self, caller: Caller, name: str, info: dict[str, Any], *, may_break: bool) -> dict[str, Any]:
         """`forced`, and the `lock` that ended. Conflict(`lease_not_current`); Forbidden when this would end another's
