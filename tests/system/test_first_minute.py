@@ -88,6 +88,14 @@ def test_the_readme_with_the_command_line(newcomer: Newcomer) -> None:
     assert "all is well" in said
 
 
+def test_the_readme_with_a_lock_and_a_gate(newcomer: Newcomer) -> None:
+    said = newcomer.does(newcomer.readme("A lock that only one can hold"))
+    assert "nobody else deploys now" in said
+    assert said.count('"pass_id"') == 1 and said.count('"gate_closed"') == 1, said
+    (newcomer.checkout / "lock.py").write_text(newcomer.readme("that only the holder can make"), encoding="utf-8")
+    assert newcomer.does("python lock.py") == "written under the lock\n"
+
+
 def test_what_up_suggests_works(newcomer: Newcomer) -> None:
     said = newcomer.does("scripts/up")
     assert said.startswith("already running")
