@@ -6,24 +6,23 @@ values and number of clients on both sides. etcd syncs to disk before it answers
 
 import base64
 import json
+import re
 import shutil
-import socket
-import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Sequence
 
 from raftspine.bench.keys import DRAWN, sequence
 from raftspine.bench.machine import program_version
+from raftspine.bench.peers import MEMBERS, PeerCluster, free_ports
 from raftspine.bench.wire import Connection
 from raftspine.bench.workloads import READ, VALUES, WRITE, Shape, key_names, values
 from raftspine.errors import SpineError
 
-MEMBERS = 3
-READY_S = 30.0
-STOP_S = 10.0
+LEASE_SECONDS = 300
+
+_LEASE = re.compile(rb'"ID":"(\d+)"')
+_KEY = re.compile(rb'"key":"([^"]+)"')
 
 
 def installed() -> str | None:
@@ -49,9 +48,9 @@ class EtcdWorkload:
         key = self._keys[self._order[at]]
         if self._reads:
             connection.kind = READ
-            return _post(b"range", b'{"key":"%s"}' % key)
+            return _post(b"kv/range", b'{"key":"%s"}' % key)
         connection.kind = WRITE
-        return _post(b"put", b'{"key":"%s","value":"%s"}' % (key, self._values[at % VALUES]))
+        return _post(b"kv/put", b'{"key":"%s","value":"%s"}' % (key, self._values[at % VALUES]))
 
     def first(self, connection: Connection, /) -> bytes:
         return self.next(connection)
@@ -62,58 +61,70 @@ class EtcdWorkload:
     def everything(self) -> list[bytes]:
         """One put per key, so that the reads find all of them."""
         return [
-            _post(b"put", b'{"key":"%s","value":"%s"}' % (key, self._values[n % VALUES]))
+            _post(b"kv/put", b'{"key":"%s","value":"%s"}' % (key, self._values[n % VALUES]))
             for n, key in enumerate(self._keys)
         ]
 
 
-class EtcdCluster:
-    """Three members with their data under `folder`, ended with the block."""
+class EtcdLocks:
+    """Its lock service: lock and unlock under a lease that each client has taken beforehand, which is how etcd's own
+    clients do it."""
 
-    def __init__(self, folder: Path, pause: Callable[[float], object]) -> None:
-        self._folder = folder
-        self._pause = pause
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self.urls: list[str] = []
+    weight = 1
 
-    @property
-    def pids(self) -> list[int]:
-        return [process.pid for process in self._processes]
+    def __init__(self, *, one_name: bool) -> None:
+        self.name = "etcd-lock-one" if one_name else "etcd-lock"
+        self._one_name = one_name
+        self._leases: dict[int, bytes] = {}
 
-    def __enter__(self) -> "EtcdCluster":
+    def first(self, connection: Connection, /) -> bytes:
+        connection.kind = WRITE
+        return _post(b"lease/grant", b'{"TTL":%d}' % LEASE_SECONDS)
+
+    def next(self, connection: Connection, /) -> bytes:
+        connection.kind = WRITE
+        lease = self._leases.get(connection.number)
+        if lease is None:  # the last reply is that to `first`
+            lease = self._leases[connection.number] = _found(_LEASE, connection.body)
+        name = b"bench-lock" if self._one_name else b"bench-lock-%d" % connection.number
+        connection.follow = _unlock
+        return _post(b"lock/lock", b'{"name":"%s","lease":"%s"}' % (base64.b64encode(name), lease))
+
+    def failed_in(self, body: bytes, /) -> int:
+        return 0
+
+
+def _unlock(connection: Connection) -> bytes:
+    return _post(b"lock/unlock", b'{"key":"%s"}' % _found(_KEY, connection.body))
+
+
+def _found(pattern: re.Pattern[bytes], body: bytes) -> bytes:
+    found = pattern.search(body)
+    if found is None:
+        raise SpineError(f"etcd's reply has no {pattern.pattern.decode()}: {body[:200].decode(errors='replace')}")
+    return found.group(1)
+
+
+class EtcdCluster(PeerCluster):
+    """`urls`: where the members take requests."""
+
+    name = "etcd"
+    urls: Sequence[str] = ()
+
+    def commands(self) -> Sequence[Sequence[str]]:
         ports = free_ports(2 * MEMBERS)
-        clients, peers = ports[:MEMBERS], ports[MEMBERS:]
-        self.urls = [f"http://127.0.0.1:{port}" for port in clients]
-        cluster = ",".join(f"e{n}=http://127.0.0.1:{port}" for n, port in enumerate(peers))
-        try:
-            for n in range(MEMBERS):
-                self._processes.append(self._start(n, self.urls[n], f"http://127.0.0.1:{peers[n]}", cluster))
-            self._wait()
-        except BaseException:
-            self.stop()
-            raise
-        return self
+        self.urls = [f"http://127.0.0.1:{port}" for port in ports[:MEMBERS]]
+        peers = [f"http://127.0.0.1:{port}" for port in ports[MEMBERS:]]
+        cluster = ",".join(f"e{n}={peer}" for n, peer in enumerate(peers))
+        return [self._command(n, self.urls[n], peers[n], cluster) for n in range(MEMBERS)]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+    def healthy(self) -> bool:
+        return all(_healthy(url) for url in self.urls)
 
-    def stop(self) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-    def _start(self, n: int, client: str, peer: str, cluster: str) -> "subprocess.Popen[bytes]":
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def _command(self, n: int, client: str, peer: str, cluster: str) -> list[str]:
         options = {
             "name": f"e{n}",
-            "data-dir": str(self._folder / f"e{n}"),
+            "data-dir": str(self.folder / f"e{n}"),
             "listen-client-urls": client,
             "advertise-client-urls": client,
             "listen-peer-urls": peer,
@@ -121,28 +132,7 @@ class EtcdCluster:
             "initial-cluster": cluster,
             "initial-cluster-state": "new",
         }
-        command = ["etcd", *(f"--{name}={value}" for name, value in options.items())]
-        with (self._folder / f"e{n}.log").open("wb") as log:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-
-    def _wait(self) -> None:
-        """Until every member sees a leader."""
-        for _ in range(int(READY_S / 0.1)):
-            if any(process.poll() is not None for process in self._processes):
-                raise SpineError(f"etcd did not start; see {self._folder}/e*.log")
-            if all(_healthy(url) for url in self.urls):
-                return
-            self._pause(0.1)
-        raise SpineError(f"etcd is not ready after {READY_S:.0f} s; see {self._folder}/e*.log")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on now."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in held]
-    for listener in held:
-        listener.close()
-    return ports
+        return ["etcd", *(f"--{name}={value}" for name, value in options.items())]
 
 
 def _healthy(url: str) -> bool:
@@ -154,5 +144,5 @@ def _healthy(url: str) -> bool:
 
 
 def _post(method: bytes, body: bytes) -> bytes:
-    head = b"POST /v3/kv/%s HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n" % method
+    head = b"POST /v3/%s HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n" % method
     return head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)

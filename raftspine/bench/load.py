@@ -251,7 +251,11 @@ class Generator:
                     raise Unavailable(f"{connection.address.host}:{connection.address.port} does not answer")
                 self._poll.poll(0.1)
             if status < 400:
-                return
+                if connection.follow is None:
+                    return
+                follow, connection.follow = connection.follow, None
+                request = follow(connection)
+                continue
             if status != 503 or self._now() > deadline:
                 said = connection.body[:200].decode(errors="replace")
                 raise SpineError(f"the first write was answered {status}: {said}")
@@ -282,8 +286,8 @@ class Generator:
             if status == 0:
                 return False
             if connection.follow is not None and status < 300:
-                connection.send(connection.follow)
-                connection.follow = None
+                follow, connection.follow = connection.follow, None  # which may set another
+                connection.send(follow(connection))
                 return False
         except OSError:
             self._broken(connection)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from raftspine.bench import processes
-from raftspine.bench.etcd import free_ports
+from raftspine.bench.peers import free_ports
 from raftspine.bench.processes import Usage
 from raftspine.errors import SpineError
 

@@ -6,8 +6,8 @@ times that, and the figures would be its own.
 """
 
 import socket
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from raftspine.errors import SpineError, Unavailable
@@ -36,8 +36,8 @@ class Connection:
     """A keep-alive connection with at most one request under way.
 
     `kind` and `intended` describe that request: its class of operation and when it should have been sent
-    (seconds). `follow` is the second half of a read-modify-write. `session` is the header line with the token
-    of the last reply, or empty.
+    (seconds). `follow` makes the next request of an operation that takes several. `session` is the header line
+    with the token of the last reply, or empty.
     """
 
     __slots__ = (
@@ -62,7 +62,7 @@ class Connection:
         self.keeps_token = keeps_token
         self.kind = 0
         self.intended = 0.0
-        self.follow: bytes | None = None
+        self.follow: Callable[[Any], bytes] | None = None
         self.session = b""
         self.body = b""
         self._length_name = b"Content-Length: "

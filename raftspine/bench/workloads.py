@@ -5,7 +5,7 @@ Everything that can be computed before the measurement is: a request is a concat
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -27,11 +27,15 @@ class Asking(Protocol):
     number: int
     kind: int
     session: bytes
-    follow: bytes | None
+    body: bytes
+    follow: "Follow | None"
 
+
+Follow = Callable[[Any], bytes]
+"""Called with the connection once a reply is there; the operation's next request."""
 
 Source = Callable[[Asking], bytes]
-"""The next request of a connection; sets its `kind` and, for a read-modify-write, its `follow`."""
+"""The next request of a connection; sets its `kind` and, where it takes several requests, its `follow`."""
 
 
 class Mix(NamedTuple):
@@ -88,9 +92,9 @@ class Workload:
         chance = SplitMix(shape.seed + 1)
         self._kinds = [self._draw(chance.random()) for _ in range(DRAWN)]
         self._recent = zipf_ranks(shape.keys, DRAWN, chance) if self.mix.latest else []
-        self._common = _common_headers(shape.api_key)
+        self._common = common_headers(shape.api_key)
         bodies = [store_body(value, strong=self.mix.strong) for value in values(shape)]
-        self._stores = [self._common + _entity(body) for body in bodies]
+        self._stores = [self._common + entity(body) for body in bodies]
         model = b"?consistency=strong" if self.mix.strong else b""
         self._read_line = model + b" HTTP/1.1\r\n"
         self._lines = self._batch_lines() if self.mix.batch else []
@@ -119,7 +123,8 @@ class Workload:
         if kind == WRITE:
             return self._store(connection, key, at)
         if kind == MODIFY:
-            connection.follow = self._store(connection, key, at)
+            second = self._store(connection, key, at)
+            connection.follow = lambda _: second
         return b"GET /v1/memories/" + key + self._read_line + connection.session + self._common + b"\r\n"
 
     def _next_latest(self, connection: Asking, at: int, kind: int) -> bytes:
@@ -142,7 +147,7 @@ class Workload:
         short = BATCH - len(lines)  # a skewed sequence repeats itself; a batch must not
         lines += [line for key, line in enumerate(self._lines[: BATCH * 2]) if key not in chosen][:short]
         body = b'{"ops":[' + b",".join(lines) + b"]}"
-        return b"POST /v1/memories/batch HTTP/1.1\r\n" + self._common + _entity(body)
+        return b"POST /v1/memories/batch HTTP/1.1\r\n" + self._common + entity(body)
 
     def _batch_lines(self) -> list[bytes]:
         contents = values(self.shape)
@@ -171,10 +176,10 @@ def store_body(value: str, *, strong: bool) -> bytes:
     return msgspec.json.encode({"content": value, "tags": ["critical"]} if strong else {"content": value})
 
 
-def _common_headers(api_key: str | None) -> bytes:
+def common_headers(api_key: str | None) -> bytes:
     key = b"" if api_key is None else b"Authorization: Bearer %s\r\n" % api_key.encode()
     return b"Host: bench\r\n" + key
 
 
-def _entity(body: bytes) -> bytes:
+def entity(body: bytes) -> bytes:
     return b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)

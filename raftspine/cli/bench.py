@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from raftspine.bench import machine, report, wrk
+from raftspine.bench import machine, report, wrk, zookeeper
+from raftspine.bench.coordination import ACTS, Coordinated
 from raftspine.bench.etcd import installed
-from raftspine.bench.load import Generator, Plan
+from raftspine.bench.load import Asked, Generator, Plan
 from raftspine.bench.preload import preload
-from raftspine.bench.suite import Suite
+from raftspine.bench.suite import PARTS, Suite
+from raftspine.bench.texts import text_of
 from raftspine.bench.wire import addresses
 from raftspine.bench.workloads import MIXES, Shape, Workload
 from raftspine.cli import output
@@ -31,11 +34,14 @@ def bench(arguments: Namespace) -> int:
     shape = Shape(arguments.value_bytes, arguments.keys, arguments.distribution, arguments.api_key)
     if arguments.suite:
         return _suite(arguments, shape)
-    unknown = [name for name in arguments.workload if name not in MIXES]
+    if arguments.only:
+        raise Misuse("--only chooses parts of --suite")
+    unknown = [name for name in arguments.workload if name not in MIXES and name not in ACTS]
     if unknown:
-        raise Misuse(f"no workload {unknown[0]!r}; there are {', '.join(MIXES)}")
-    _say(f"storing {shape.keys} memories")
-    preload(arguments.url, arguments.workload, shape)
+        raise Misuse(f"no workload {unknown[0]!r}; there are {', '.join((*MIXES, *ACTS))}")
+    if stored := [name for name in arguments.workload if name in MIXES]:
+        _say(f"storing {shape.keys} memories")
+        preload(arguments.url, stored, shape)
     results = {name: _one(arguments, name, shape) for name in arguments.workload}
     clock = SystemClock()
     if arguments.output == "json":
@@ -62,13 +68,14 @@ def bench(arguments: Namespace) -> int:
 
 
 def _one(arguments: Namespace, name: str, shape: Shape) -> dict[str, Any]:
-    _say(MIXES[name].text)
+    _say(text_of(name))
     where = addresses(arguments.url)
     clock = SystemClock()
     if arguments.generator == "wrk":
         return wrk.run(name, where, shape, clients=arguments.clients, seconds=arguments.seconds, clock=clock)
-    workload = Workload(name, shape)
-    plan = Plan(where, arguments.clients, arguments.seconds, arguments.warmup, arguments.rate, workload.mix.session)
+    workload: Asked = Coordinated(name, shape.api_key) if name in ACTS else Workload(name, shape)
+    session = name in ACTS or MIXES[name].session
+    plan = Plan(where, arguments.clients, arguments.seconds, arguments.warmup, arguments.rate, session)
     return Generator(workload, plan, clock).run().document()
 
 
@@ -81,32 +88,71 @@ def _cells(name: str, found: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _suite(arguments: Namespace, shape: Shape) -> int:
+    if arguments.only and arguments.write:
+        raise Misuse("--write is for the whole suite; with --only the report would lose its other parts")
     clock = SystemClock()
     signal.signal(signal.SIGTERM, _interrupt)  # so that what the suite has started is stopped with it
     shutil.rmtree(SUITE_FOLDER, ignore_errors=True)
     seconds = min(arguments.seconds, 6.0)
     never = threading.Event()
-    suite = Suite(
-        SUITE_FOLDER,
-        clock,
-        say=_say,
-        pause=never.wait,
-        clients=arguments.clients,
-        seconds=seconds,
-        shape=shape,
-    )
-    suite.run()
-    about = {**machine.describe(clock.wall_ms()), "etcd": installed() or "not installed"}
-    found = report.document(suite.rows, suite.idle, about, shape, arguments.clients)
+    with _progress() as progress:
+        task = progress.add_task("", total=None)
+
+        def say(text: str) -> None:
+            progress.update(task, description=text)
+            if not progress.console.is_terminal:
+                _say(text)
+
+        def step(text: str) -> None:
+            progress.advance(task, 1 if started else 0)
+            started.append(text)
+            say(text)
+
+        started: list[str] = []
+        suite = Suite(
+            SUITE_FOLDER,
+            clock,
+            say=say,
+            step=step,
+            pause=never.wait,
+            clients=arguments.clients,
+            seconds=seconds,
+            shape=shape,
+            parts=arguments.only or PARTS,
+        )
+        progress.update(task, total=suite.total())
+        suite.run()
+    about = {
+        **machine.describe(clock.wall_ms()),
+        "etcd": installed() or "not installed",
+        "zookeeper": zookeeper.version() or zookeeper.missing(),
+    }
+    found = report.document(suite.rows, suite.idle, about, shape, arguments.clients, suite.facts)
     if arguments.write:
         page = Path(arguments.write)
-        page.write_text(report.markdown(suite.rows, suite.idle, about, shape, arguments.clients), encoding="utf-8")
+        text = report.markdown(suite.rows, suite.idle, about, shape, arguments.clients, suite.facts)
+        page.write_text(text, encoding="utf-8")
         page.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
     if arguments.output == "json":
         output.as_json(found)
     else:
-        output.table(report.COLUMNS, [report.cells(row, suite.rows) for row in suite.rows])
+        if suite.rows:
+            output.table(report.COLUMNS, [report.cells(row, suite.rows) for row in suite.rows])
+        for sentence in report.sentences(suite.facts):
+            print(sentence)
     return Exit.OK
+
+
+def _progress() -> Progress:
+    """How many of the measurements are done, and for how long they have been going on."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=output.console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -175,7 +175,8 @@ def _bench(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser
         type=commas,
         default=["write", "read", "mixed"],
         metavar="W[,W…]",
-        help="write, read, mixed, strong-write, strong-read, batch, ycsb-a, -b, -c, -d, -f",
+        help="write, read, mixed, strong-write, strong-read, batch, ycsb-a, -b, -c, -d, -f, lock, lock-one, renew, "
+        "gate-verify, gate-pass, task",
     )
     bench.add_argument("--clients", type=positive, default=64, metavar="N", help="connections (64)")
     bench.add_argument("--seconds", type=positive_float, default=10.0, metavar="S", help="measured time (10)")
@@ -193,7 +194,13 @@ def _bench(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser
     bench.add_argument(
         "--suite",
         action="store_true",
-        help="start fresh clusters (and etcd, where installed) on this machine and compare",
+        help="start fresh clusters (and etcd and ZooKeeper, where installed) on this machine and compare",
+    )
+    bench.add_argument(
+        "--only",
+        type=_commas,
+        metavar="P[,P…]",
+        help="with --suite: parts of it: memories, locks, handover, watch, growth",
     )
     bench.add_argument("--write", metavar="FILE.md", help="with --suite: the report, and a .json beside it")
     bench.set_defaults(run=command("bench", "bench"))

@@ -178,7 +178,7 @@ class LedgerHost:
         index = at.index
         for sub, command in enumerate(decoded):
             outcome, effects = machine.apply(batch, command, Place(index, sub, at.term), group, time_ms)
-            batch.store(effects)
+            batch.store(effects, last=sub == len(decoded) - 1)
             batch.done.append(outcome.status.encode())
             results.append((outcome, index))
         rows = batch.finish()
@@ -334,9 +334,11 @@ class _Batch(Overlay):
             self.done += key, data or _GONE
         return self._changed
 
-    def store(self, effects: Sequence[Effect]) -> None:
-        """Take up a command's effects, in order, and turn them into rows."""
-        self.perform(effects)
+    def store(self, effects: Sequence[Effect], *, last: bool) -> None:
+        """Take up a command's effects, in order, and turn them into rows. `last`: no command of the entry follows
+        that would have to see them here."""
+        if not last:
+            self.perform(effects)
         for effect in effects:
             if isinstance(effect, SetStrong):
                 rows = memories.strong_rows(self._group, effect.id, effect.old, effect.new)

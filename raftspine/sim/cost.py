@@ -18,10 +18,11 @@ import logging
 import sys
 from collections.abc import Callable
 from resource import RUSAGE_SELF, getrusage
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
+from raftspine.bench.coordination import ACTS, Coordinated
 from raftspine.bench.workloads import MIXES, Shape, Workload
 from raftspine.core.limits import Limits
 from raftspine.http.app import Connections, build
@@ -33,7 +34,7 @@ from raftspine.sim.cluster import SimCluster
 from raftspine.sim.loop import VirtualLoop
 from raftspine.sim.net import Weather
 
-PATHS = ("write", "read", "mixed", "batch", "strong-write", "strong-read")
+PATHS = ("write", "read", "mixed", "batch", "strong-write", "strong-read", *ACTS)
 DELAY_SECONDS = (0.0002, 0.0004)
 """One way between two nodes: loopback, and the turn of a loop that is busy."""
 
@@ -100,8 +101,9 @@ class _Client:
     def __init__(self, number: int, protocol: asyncio.Protocol, load: "_Load") -> None:
         self.number = number
         self.kind = 0
-        self.follow: bytes | None = None
+        self.follow: Callable[[Any], bytes] | None = None
         self.session = b""
+        self.body = b""
         self._protocol = protocol
         self._load = load
         protocol.connection_made(_Wire(self._answered))
@@ -112,6 +114,10 @@ class _Client:
     def _answered(self, data: bytes) -> None:
         if data[9:11] != b"20":
             raise AssertionError(f"the cluster refused: {data[:600]!r}")
+        if self.follow is not None:
+            self.body = data[data.find(b"\r\n\r\n") + 4 :]
+            self._load.follow(self)
+            return
         at = data.find(b"X-Spine-Session: ")
         if at >= 0 and self._load.keeps_tokens:
             self.session = data[at : data.find(b"\r\n", at) + 2]
@@ -121,13 +127,13 @@ class _Client:
 class _Load:
     """Keeps all clients busy until so many operations were answered."""
 
-    def __init__(self, loop: VirtualLoop, workload: Workload) -> None:
+    def __init__(self, loop: VirtualLoop, workload: Workload | Coordinated, *, keeps_tokens: bool) -> None:
         self._loop = loop
         self._workload = workload
         self._left = 0
         self._open = 0
         self._done: asyncio.Future[None] = loop.create_future()
-        self.keeps_tokens = workload.mix.session
+        self.keeps_tokens = keeps_tokens
         self.clients: list[_Client] = []
 
     async def play(self, operations: int) -> None:
@@ -135,7 +141,7 @@ class _Load:
         await self._answers(max(operations // self._workload.weight, 1), self._next)
 
     async def begin(self) -> None:
-        """Each client writes once, which gives it a session worth the name."""
+        """Each client writes once, which gives it a session worth the name, or what else it needs."""
         await self._answers(len(self.clients), self._first)
 
     async def _answers(self, requests: int, start: Callable[[_Client], None]) -> None:
@@ -151,6 +157,12 @@ class _Load:
             self._loop.call_soon(self._next, client)
         elif not self._open:
             self._done.set_result(None)
+
+    def follow(self, client: _Client) -> None:
+        """The next request of the same operation."""
+        make, client.follow = client.follow, None
+        assert make is not None, "the client has looked"
+        self._loop.call_soon(client.ask, make(client))
 
     def _first(self, client: _Client) -> None:
         self._left -= 1
@@ -173,10 +185,12 @@ def measure(plan: Plan, *, profile: cProfile.Profile | None = None) -> Cost:
         await cluster.start()
         nodes = [host.node for host in cluster.hosts.values() if host.node is not None]
         shape = Shape(distribution=plan.distribution)
-        await _fill(nodes[0], shape, strong=MIXES[plan.path].strong)
+        mix = MIXES.get(plan.path)
+        if mix is not None:
+            await _fill(nodes[0], shape, strong=mix.strong)
         await asyncio.sleep(SETTLE_SECONDS)
-        workload = Workload(plan.path, shape)
-        load = _Load(loop, workload)
+        workload = Coordinated(plan.path) if mix is None else Workload(plan.path, shape)
+        load = _Load(loop, workload, keeps_tokens=mix is None or mix.session)
         doors = [_door(node) for node in nodes]
         load.clients = [_Client(n, doors[n % len(doors)](), load) for n in range(plan.clients)]
         settle_collector()
@@ -235,6 +249,7 @@ def _door(node: Node) -> Callable[[], asyncio.Protocol]:
         clock=world.clock,
         entropy=world.entropy,
         telemetry=node.telemetry,
+        coordination=node.coordination,
     )
     return Connections(front)
 
@@ -254,7 +269,7 @@ def main() -> int:
     print(f"{'path':14}{'CPU us/op':>11}{'messages/op':>13}{'virtual ms':>12}")  # noqa: T201 - a command's output
     profile = cProfile.Profile() if args.profile else None
     for path in args.path.split(","):
-        clients = args.clients or (BATCH_CLIENTS if MIXES[path].batch else CLIENTS)
+        clients = args.clients or (BATCH_CLIENTS if path == "batch" else CLIENTS)
         plan = Plan(path, args.operations, args.rounds, clients, args.groups, args.durability)
         cost = measure(plan, profile=profile)
         print(f"{path:14}{cost.cpu_us:>11.1f}{cost.messages:>13.2f}{cost.latency_ms:>12.1f}", flush=True)  # noqa: T201

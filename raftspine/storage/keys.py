@@ -186,6 +186,7 @@ def ledger(group: int, table: str, name: str) -> bytes:
 
 
 @lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)
 def ledger_table(group: int, table: str) -> bytes:
     """What the keys of one of the ledger's tables begin with."""
     return kind_of_group(LEDGER, group) + table.encode() + b"\0"

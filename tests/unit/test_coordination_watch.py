@@ -117,6 +117,35 @@ def test_a_long_poll_ends_with_the_event(via: str) -> None:
     play(story, nodes=4, gateways=1)
 
 
+def test_an_event_is_read_and_encoded_once_however_many_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    original = events.read
+
+    def counting(*arguments: Any) -> Any:
+        reads.append(1)
+        return original(*arguments)
+
+    async def story(site: Site) -> None:
+        ears = [await listen(site, "b", "/v1/watch?kinds=lock&prefix=w") for _ in range(20)]
+        await asyncio.sleep(0.5)
+        watch = site.node("b").coordination.watch
+        before = watch.encodings
+        monkeypatch.setattr(events, "read", counting)
+        for n in range(3):
+            await take(site, f"w{n}")
+            await asyncio.sleep(0.2)
+        assert [len(ear.events()) for ear, _ in ears] == [4] * 20, "a bookmark and three locks each"
+        assert len({ear.events()[-1]["id"] for ear, _ in ears}) == 1, "who has seen the same stands at the same place"
+        assert watch.encodings - before == 3 and len(reads) == 3
+        stats = (await site.get("/v1/stats", via="b")).json
+        assert stats["coordination"]["watch_encodings"] == watch.encodings
+        for _, stream in ears:
+            stream.cancel()
+        await asyncio.gather(*(stream for _, stream in ears), return_exceptions=True)
+
+    play(story)
+
+
 @pytest.mark.parametrize("via", ["b", "d"])
 def test_a_stream_goes_on_where_it_was_cut(via: str) -> None:
     async def story(site: Site) -> None:

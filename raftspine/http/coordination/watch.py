@@ -120,6 +120,8 @@ class WatchHandlers:
             if len(self._encoded) >= REMEMBERED:
                 del self._encoded[next(iter(self._encoded))]
             data = self._encoded[place] = _encode(_told(seen))
+            self._watch.encodings += 1
+
         return data
 
 

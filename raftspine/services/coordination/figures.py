@@ -62,14 +62,16 @@ class Figures:
             told[f"spine_tasks_{state}"] = (f"Tasks that are {state}, of the groups this node leads.", rows[state])
         return told
 
-    def counters(self) -> dict[str, Figure]:
+    def counters(self, watch: Watch) -> dict[str, Figure]:
         names = {
             "session": ("spine_session_expirations", "Sessions that ended because nobody heard of them."),
             "ticket": ("spine_ticket_expirations", "Places in queues that lapsed."),
             "admitted": ("spine_gate_admissions", "Passages and admissions at gates, asked of this node."),
             "refused": ("spine_gate_refusals", "Refusals at gates, asked of this node."),
         }
-        return {name: (text, self._counted.get(what, 0)) for what, (name, text) in names.items()}
+        told: dict[str, Figure] = {name: (text, self._counted.get(what, 0)) for what, (name, text) in names.items()}
+        told["spine_watch_encodings"] = ("Events encoded for watchers, once for all at this node.", watch.encodings)
+        return told
 
     def _state(self) -> dict[str, int]:
         if self._now() - self._rows_at < COUNTED_SECONDS:

@@ -102,7 +102,7 @@ class Coordination:
         return self._figures.gauges(self._keeper, self._waits, self.watch)
 
     def counters(self) -> dict[str, Figure]:
-        return self._figures.counters()
+        return self._figures.counters(self.watch)
 
     def _observe(self, group: GroupId, rows: Sequence[SetRow]) -> None:
         """Called while an entry is applied, which nothing of ours may disturb: so in a callback of its own, before

@@ -138,7 +138,8 @@ class Watcher:
 
 
 class Watch:
-    """The watchers of one node. `watchers`: how many there are."""
+    """The watchers of one node. `watchers`: how many there are; `encodings`: events that the front end has encoded,
+    which must grow with the events and not with the watchers."""
 
     def __init__(self, door: Door, rpc: Rpc, topology: Topology, engine: Engine, clock: Clock) -> None:
         self._door = door
@@ -149,7 +150,12 @@ class Watch:
         self._by_group: dict[GroupId, dict[Watcher, None]] = {}
         self._pumps: dict[GroupId, Task[None]] = {}
         self._news: dict[GroupId, list[Future[None]]] = {}
+        self._pages: dict[GroupId, tuple[tuple[int, int, int, int], list[tuple[int, Event]]]] = {}
+        """The last page read of each group: who is woken by one event asks for the same page."""
+        self._sealed: tuple[dict[GroupId, int], str] = ({}, "")
+        """The last token made, likewise."""
         self.watchers = 0
+        self.encodings = 0
         self.draining = False
         door.answers("events.window", _window)
         rpc.serve(EVENTS, self._serve_events)
@@ -192,7 +198,9 @@ class Watch:
                     pump.cancel()
 
     def seal(self, at: dict[GroupId, int]) -> str:
-        return tokens.seal(self._topology.table.cluster_id, at)
+        if self._sealed[0] != at:
+            self._sealed = dict(at), tokens.seal(self._topology.table.cluster_id, at)
+        return self._sealed[1]
 
     def drain(self) -> None:
         """This node is stopping: every watcher ends, and goes on elsewhere."""
@@ -238,6 +246,7 @@ class Watch:
 
     def replaced(self, group: GroupId) -> None:
         """The state of a group came from elsewhere."""
+        self._pages.pop(group, None)
         self._wake(group)
 
     def _wake(self, group: GroupId) -> None:
@@ -275,7 +284,11 @@ class Watch:
             raise compacted(group, after, window.first)
         if after >= window.last:
             return [], False
-        found = events.read(view, after + 1, limit)
+        asked = (after, limit, *window)
+        known = self._pages.get(group)
+        if known is None or known[0] != asked:  # an event never changes, so the same window is the same page
+            known = self._pages[group] = asked, events.read(view, after + 1, limit)
+        found = known[1]
         return found, len(found) == limit
 
     def _serve_events(self, peer: NodeId, body: Any) -> tuple[bytes, bool]:
