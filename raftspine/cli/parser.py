@@ -198,7 +198,7 @@ def _bench(commands: "_SubParsersAction[ArgumentParser]", shared: ArgumentParser
     )
     bench.add_argument(
         "--only",
-        type=_commas,
+        type=commas,
         metavar="P[,P…]",
         help="with --suite: parts of it: memories, locks, handover, watch, growth",
     )
