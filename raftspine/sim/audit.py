@@ -226,12 +226,15 @@ class Auditor:
             self._broken("same entry", f"{what}; elsewhere it was another, of term {known[0]}")
 
     def _check_disks(self, node: NodeId, group: RaftGroup, index: int, term: int) -> None:
-        voters = group.configurations.at(index).voters
-        holding = [voter for voter in voters if self._disks[node_of(voter)].holds(group.group, index, term)]
-        if len(holding) <= len(voters) // 2:
-            where = ", ".join(holding) or "none"
-            what = f"{node} applied entry {index} of group {group.group}, which is on the disks of {where} only"
-            self._broken("on disk", f"{what} (voters {', '.join(voters)})")
+        """A majority of the members at the entry's place, or of those in force by now: an entry is counted by the
+        newest members in the leader's log, which may be younger than it is."""
+        for voters in (group.configurations.at(index).voters, group.configurations.current.voters):
+            holding = [voter for voter in voters if self._disks[node_of(voter)].holds(group.group, index, term)]
+            if len(holding) > len(voters) // 2:
+                return
+        where = ", ".join(holding) or "none"
+        what = f"{node} applied entry {index} of group {group.group}, which is on the disks of {where} only"
+        self._broken("on disk", f"{what} (voters {', '.join(voters)})")
 
     # ── the ledger's rules ────────────────────────────────────────────────────────────────────────────────────
 
