@@ -174,7 +174,8 @@ class Node:
         self._ledger = LedgerHost(engine, replica, on_table=topology.adopt, passed=world.passed)
         self.void: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Resolves, with the reason, when this node must be started anew: it has ceased to take part by then."""
-        journal, void = open_journal(world.raft_log, self._open_journal, engine, self._fault, void)
+        alone = self._plan.meta == (node,)
+        journal, void = open_journal(world.raft_log, self._open_journal, engine, self._fault, void, alone=alone)
         self._identity = identity = Identity(
             node,
             config.name,

@@ -86,17 +86,27 @@ def open_journal(
     engine: Engine,
     fault: Callable[[Journal], str | None],
     known: str | None = None,
+    *,
+    alone: bool = False,
 ) -> tuple[Journal, str | None]:
     """The journal, and why the one that was here is void: found to be so in this very process (`known`), damaged,
     said to be void by itself, of another store, or contradicted by the store (`fault`). It has been moved aside then,
-    and the journal returned is empty."""
+    and the journal returned is empty. A node that is the whole cluster (`alone`) has nobody to get its state from:
+    nothing is moved, and Corrupt says what is wrong."""
     try:
         journal = load()
         reason = known or _void(journal, engine) or fault(journal)
     except Corrupt as error:
+        if alone:
+            raise
         reason = f"the Raft journal is damaged: {error.message}"
     if reason is None:
         return journal, None
+    if alone:
+        raise Corrupt(
+            f"{reason}; this node is the whole cluster, so no other can give back what is missing: put back a copy "
+            "of its whole data folder from one moment (docs/operations.md)"
+        )
     aside = directory.set_aside()
     log.error(
         "the Raft journal is void and was moved aside; this node rejoins as another member", reason=reason, to=aside

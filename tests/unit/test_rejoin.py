@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from raftspine import codec
+from raftspine.errors import Corrupt
 from raftspine.model import META_GROUP, NodeId, node_of
 from raftspine.node import Node
 from raftspine.services.identity import LIFE_ROW, open_journal, read_life
@@ -451,3 +452,19 @@ def test_what_this_process_found_void_is_put_aside_although_the_disk_did_not_tak
         await rejoined(site, "c")
 
     story(main)
+
+
+def test_a_node_that_is_the_whole_cluster_refuses_a_void_journal_and_moves_nothing() -> None:
+    async def run(loop: virtual.VirtualLoop) -> None:
+        cluster = SimCluster(loop, nodes=1)
+        await cluster.start()
+        only = next(iter(cluster.hosts.values()))
+        only.crash(power=False)
+        only.wipe(journal=False)
+        with pytest.raises(Corrupt, match="the whole cluster"):
+            only.start()
+        with pytest.raises(Corrupt, match="the whole cluster"):
+            only.start()
+        cluster.shut()
+
+    virtual.run(run, seed=3)
