@@ -296,6 +296,7 @@ class Node:
             link_counters=world.link_counters,
             traffic=raft.traffic,
             divergences=raft.divergences,
+            frames_ignored=raft.frames_ignored,
             identity=identity,
         )
         identity.serve(rpc, raft)

@@ -320,6 +320,11 @@ class RaftHost:
         """How often a replica of one of this node's groups, here or elsewhere, was found to differ."""
         return sum(group.audit.divergences for group in self._groups.values())
 
+    def frames_ignored(self) -> int:
+        """Frames that nobody acted on: malformed, from or for who is no member, of a group not held here, or that
+        came while the journal could not be written."""
+        return self.ignored_frames + sum(group.ignored_frames for group in self._groups.values())
+
     def groups(self) -> tuple[GroupId, ...]:
         return tuple(self._groups)
 

@@ -61,6 +61,7 @@ class Overview:
         link_counters: Callable[[], Mapping[str, int]],
         traffic: SnapshotTraffic,
         divergences: Callable[[], int],
+        frames_ignored: Callable[[], int],
         identity: Identity,
     ) -> None:
         self.node = node
@@ -80,6 +81,7 @@ class Overview:
         self._link_counters = link_counters
         self._traffic = traffic
         self._divergences = divergences
+        self._frames_ignored = frames_ignored
         self._identity = identity
         telemetry.watch(self)
 
@@ -231,6 +233,7 @@ class Overview:
             "spine_raft_snapshots_installed": ("Raft snapshots put in force here.", self._traffic.installed),
             "spine_raft_snapshots_failed": ("Raft snapshots given up or refused.", self._traffic.failed),
             "spine_raft_divergence": ("Replicas found to differ from others.", self._divergences()),
+            "spine_raft_ignored_frames": ("Raft frames that nobody acted on.", self._frames_ignored()),
             "spine_full_syncs": ("Shard groups taken whole from a peer.", self._catchup.full_syncs_total),
             "spine_push_refused": ("Ring writes refused by this replica.", self._catchup.refused_total),
             **self._coordination.counters(),

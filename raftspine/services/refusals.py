@@ -1,4 +1,4 @@
-"""From what the log decided to what the caller is told.
+"""From what the log decided on a memory to what the caller is told; of coordination, coordination/refusals.py tells.
 
 The ledger answers with values, because replicas must agree on them byte for byte; callers know errors. The
 rule: one table of this translation, here, so that the same decision never reaches two front ends as two
@@ -14,21 +14,6 @@ from raftspine.errors import (
     SpineError,
     Unavailable,
 )
-
-CONFLICTS = {
-    Status.LOCK_HELD: "lock_held",
-    Status.NOT_CURRENT: "lease_not_current",
-    Status.FENCED: "fenced",
-    Status.DEADLOCK: "deadlock",
-    Status.STALE_TOKEN: "stale_token",
-    Status.GATE_CLOSED: "gate_closed",
-    Status.SESSION_GONE: "session_gone",
-    Status.TOO_MANY: "too_many",
-    Status.EXISTS: "exists",
-    Status.WRONG_STATE: "wrong_state",
-    Status.OVERTAKEN: "overtaken",
-}
-"""Refusals of coordination by the stored state: the code each is told as."""
 
 
 def refusal(outcome: Outcome, *, header: bool = False, patch: bool = False) -> SpineError | None:
@@ -54,9 +39,8 @@ def refusal(outcome: Outcome, *, header: bool = False, patch: bool = False) -> S
         return Conflict("this request was voided and will never apply", code="request_voided")
     if status in (Status.INVALID, Status.MALFORMED):
         return InvalidRequest(outcome.reason or "the log refused the command")
-    code = CONFLICTS.get(status)
-    if code is not None:
-        return Conflict(outcome.reason, code=code, details={"id": outcome.id, **outcome.result})
+    if status is Status.FENCED:
+        return Conflict(outcome.reason, code="fenced", details={"id": outcome.id, **outcome.result})
     if status is Status.RING_BEHIND:
         return Unavailable("the ring was read too early", code="not_ready", retry_after_ms=50)
     return None

@@ -106,6 +106,7 @@ def test_a_follower_that_differs_is_found_quarantined_and_healed() -> None:
         assert not ok and "differs from the majority" in reasons[0]
         page = node.overview.metrics().decode()
         assert 'spine_raft_quarantined{group="0"} 1.0' in page and "spine_raft_divergence_total 1.0" in page
+        assert f"spine_raft_ignored_frames_total {node.raft.frames_ignored():.1f}" in page
         group = next(g for g in node.overview.status()["groups"] if g["group"] == "group 0")
         assert group["quarantined"] and "differs" in group["reason"]
         await site.until(lambda: all(run_of(other).raft.divergences() == 1 for other in others), "the others say so")

@@ -274,6 +274,7 @@ def test_a_cancelled_caller_is_cancelled_and_not_told_unknown() -> None:
         (Status.VOIDED, {}, Conflict, "request_voided"),
         (Status.INVALID, {}, InvalidRequest, "invalid_request"),
         (Status.MALFORMED, {}, InvalidRequest, "invalid_request"),
+        (Status.FENCED, {}, Conflict, "fenced"),
         (Status.RING_BEHIND, {}, Unavailable, "not_ready"),
     ],
 )

@@ -10,7 +10,6 @@ stopped from outside, so a loss is told in four ways: `lease.lost` (a threading.
 a thread of its own, `lease.ensure()` raises, and the end of the block raises LeaseLost.
 """
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -22,11 +21,10 @@ from raftspine.client.coordination.gates import Freezes, Gate
 from raftspine.client.coordination.leases import Holder, Lease
 from raftspine.client.coordination.presence import Presence
 from raftspine.client.coordination.tasks import LEASE_S, Claim, Tasks
+from raftspine.client.coordination.upkeep import guarded
 from raftspine.client.coordination.watch import Event
 from raftspine.client.threads import Blocking, LoopThread, iterating, through, waiting
 from raftspine.errors import LeaseLost, Misuse
-
-log = logging.getLogger("raftspine.client")
 
 
 class BlockingLease(Blocking[Lease]):
@@ -163,14 +161,7 @@ class BlockingHolder:
         """Not on the loop: a callback that waited for this client there would wait for itself."""
         lease = self._lease
         if callback is not None and lease is not None:
-            threading.Thread(target=_guarded, args=(callback, lease), name="raftspine-lease", daemon=True).start()
-
-
-def _guarded(callback: BlockingTold, lease: BlockingLease) -> None:
-    try:
-        callback(lease)
-    except Exception:
-        log.exception("a callback of the client failed")
+            threading.Thread(target=guarded, args=(callback, lease), name="raftspine-lease", daemon=True).start()
 
 
 class BlockingElection(Blocking[Election]):

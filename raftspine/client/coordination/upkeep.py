@@ -108,7 +108,7 @@ class Upkeep:
         if self._task is not None and self._task is not asyncio.current_task(self._loop):
             self._task.cancel()
         if self._lost is not None:
-            _guarded(self._lost, error)
+            guarded(self._lost, error)
 
     async def end(self) -> None:
         """Stop keeping it. What becomes of it is the caller's business."""
@@ -148,7 +148,7 @@ class Upkeep:
         if self._told or self._jeopardy is None or self.error is not None:
             return
         self._told = True
-        _guarded(self._jeopardy)
+        guarded(self._jeopardy)
 
     def _stop_timers(self) -> None:
         for timer in (self._late, self._end):
@@ -198,7 +198,7 @@ def again(error: LeaseLost) -> LeaseLost:
     return LeaseLost(error.message, details=error.details)
 
 
-def _guarded(callback: Callable[..., None], *arguments: Any) -> None:
+def guarded(callback: Callable[..., None], *arguments: Any) -> None:
     """Run somebody else's code where an exception would end the upkeep."""
     try:
         callback(*arguments)
